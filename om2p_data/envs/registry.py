@@ -1,0 +1,146 @@
+"""The task table: names, sizes, horizons and the published returns that every comparison stands beside."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from om2p_data.errors import unknown
+
+
+class Family(enum.Enum):
+    """Which simulator a task runs on."""
+
+    PARTICLE = "particle"
+    LOCOMOTION = "locomotion"
+
+
+@dataclass(frozen=True)
+class PublishedReturns:
+    """Undiscounted team returns of one episode, as published with the OMAR data sets and used by the OM2P paper.
+
+    `reference_random` and `reference_expert` anchor the normalised score; the rest are the means of the data sets.
+    """
+
+    random: float
+    medium_replay: float
+    medium: float
+    expert: float
+    reference_random: float
+    reference_expert: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the task table.
+
+    `agents` are the controlled agents in index order (a frozen prey is part of the world, not an agent).
+    The team reward is the mean over agents of their rewards in every task. `expert_share` is the share of expert
+    transitions in the medium-expert tier (OM2P paper, section 5: 10% in particle worlds, 0.1% in MuJoCo).
+    """
+
+    name: str
+    alias: str
+    family: Family
+    scenario: str
+    agents: tuple[str, ...]
+    obs_dim: int
+    act_dim: int
+    state_dim: int
+    horizon: int
+    bootstrap_at_horizon: bool
+    expert_share: float
+    returns: PublishedReturns
+    summary: str
+
+    @property
+    def num_agents(self) -> int:
+        return len(self.agents)
+
+    def normalized(self, team_return: float) -> float:
+        """Conventional score: 0 for the paper's random reference, 100 for its expert reference."""
+        low, high = self.returns.reference_random, self.returns.reference_expert
+        return 100.0 * (team_return - low) / (high - low)
+
+
+_PREDATORS = ("predator_0", "predator_1", "predator_2")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="cooperative-navigation",
+            alias="cn",
+            family=Family.PARTICLE,
+            scenario="simple_spread",
+            agents=("agent_0", "agent_1", "agent_2"),
+            obs_dim=18,
+            act_dim=2,
+            state_dim=18,
+            horizon=25,
+            bootstrap_at_horizon=True,
+            expert_share=0.1,
+            returns=PublishedReturns(159.6, 203.7, 273.4, 531.0, 159.8, 516.8),
+            summary="3 agents cover 3 landmarks without bumping into each other",
+        ),
+        Task(
+            name="predator-prey",
+            alias="pp",
+            family=Family.PARTICLE,
+            scenario="simple_tag",
+            agents=_PREDATORS,
+            obs_dim=16,
+            act_dim=2,
+            state_dim=20,
+            horizon=25,
+            bootstrap_at_horizon=True,
+            expert_share=0.1,
+            returns=PublishedReturns(-4.1, 3.9, 116.4, 207.9, -4.1, 185.6),
+            summary="3 slow predators chase a faster prey around 2 obstacles",
+        ),
+        Task(
+            name="world",
+            alias="world",
+            family=Family.PARTICLE,
+            scenario="simple_world",
+            agents=_PREDATORS,
+            obs_dim=24,
+            act_dim=2,
+            state_dim=26,
+            horizon=25,
+            bootstrap_at_horizon=True,
+            expert_share=0.1,
+            returns=PublishedReturns(-6.8, 1.2, 65.9, 85.2, -6.8, 79.5),
+            summary="3 predators chase a prey that looks for food between forests",
+        ),
+        Task(
+            name="halfcheetah-2x3",
+            alias="hc",
+            family=Family.LOCOMOTION,
+            scenario="HalfCheetah",
+            agents=("agent_0", "agent_1"),
+            obs_dim=6,
+            act_dim=3,
+            state_dim=17,
+            horizon=1000,
+            bootstrap_at_horizon=False,
+            expert_share=0.001,
+            returns=PublishedReturns(-282.9, 423.0, 1568.9, 3338.7, -284.0, 3568.8),
+            summary="the back leg and the front leg of a HalfCheetah run together",
+        ),
+    )
+}
+
+_BY_ALIAS = {task.alias: task for task in TASKS.values()} | TASKS
+
+
+def find(name: str) -> Task:
+    """The task of that name or alias.
+
+    Raises:
+        UserError: no such task; the message offers the nearest names.
+    """
+    try:
+        return _BY_ALIAS[name.lower()]
+    except KeyError:
+        raise unknown("environment", name, sorted(_BY_ALIAS)) from None

@@ -1,0 +1,72 @@
+"""The vector interface that every world offers: many copies of one task, stepped together."""
+
+from __future__ import annotations
+
+import abc
+import os
+
+import numpy as np
+
+from om2p_data.envs.registry import Task
+
+Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def available_threads(threads: int | None = None) -> int:
+    """`threads`, or the number of cores this process may use."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be 1 or more, not {threads}")
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class VectorEnv(abc.ABC):
+    """E copies of one task. Arrays lead with [E, N], N the controlled agents in the task's order.
+
+    An episode that ends restarts by itself: `step` then returns the first observation of the next episode, while
+    `final_obs` and `final_state` hold what the step really led to (for every copy, ended or not), so that
+    `(obs, action, reward, final_obs)` is always a transition of one episode.
+
+    Attributes:
+        task: row of the task table.
+        num_envs: E.
+        final_obs: float32 [E, N, O], the observation after the last step, before any restart.
+        final_state: float32 [E, S], the global state after the last step, before any restart.
+    """
+
+    task: Task
+    num_envs: int
+    final_obs: np.ndarray
+    final_state: np.ndarray
+
+    @abc.abstractmethod
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        """Start E new episodes. With a seed, everything that follows is a function of it alone.
+
+        Returns:
+            obs, float32 [E, N, O].
+        """
+
+    @abc.abstractmethod
+    def step(self, actions: np.ndarray) -> Step:
+        """Advance every copy by one step.
+
+        Args:
+            actions: [E, N, A], each in [-1, 1]; the worlds do not clip, as the original ones do not.
+
+        Returns:
+            obs float32 [E, N, O], rewards float32 [E, N], terminated bool [E, N], truncated bool [E, N].
+            All arrays are the caller's to keep: the world does not write to them again.
+        """
+
+    @abc.abstractmethod
+    def state(self) -> np.ndarray:
+        """Global state, float32 [E, S], of the current (possibly restarted) episodes."""
+
+    @abc.abstractmethod
+    def render(self, index: int = 0) -> np.ndarray:
+        """Picture of copy `index`, uint8 [height, width, 3]."""
+
+    def close(self) -> None:
+        """Release what the world holds (renderers, thread pools)."""
