@@ -1,0 +1,140 @@
+"""One world behind the two interfaces that others speak: PettingZoo's ParallelEnv and Gymnasium with Dict spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+
+from om2p_data.envs.registry import Task
+from om2p_data.envs.vector import VectorEnv
+
+_FRAMES_PER_SECOND = 10
+
+
+def observation_box(task: Task) -> spaces.Box:
+    """Observation space of one agent."""
+    return spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
+
+
+def action_box(task: Task) -> spaces.Box:
+    """Action space of one agent."""
+    return spaces.Box(-1.0, 1.0, (task.act_dim,), np.float32)
+
+
+class ParallelWorld(ParallelEnv):
+    """A task as a PettingZoo parallel environment: dictionaries keyed by the task's agents.
+
+    Args:
+        task: row of the task table.
+        build: `(num_envs, seed) -> VectorEnv` of that task; one copy of it is stepped.
+        render_mode: None or "rgb_array".
+    """
+
+    metadata = {  # noqa: RUF012 (PettingZoo declares it as an instance-level dict)
+        "name": "om2p",
+        "render_modes": ["rgb_array"],
+        "render_fps": _FRAMES_PER_SECOND,
+        "is_parallelizable": True,
+    }
+
+    def __init__(self, task: Task, build: Callable[[int, int], VectorEnv], render_mode: str | None = None):
+        self.task = task
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "name": f"om2p/{task.name}"}
+        self.possible_agents = list(task.agents)
+        self.agents: list[str] = []
+        self.observation_spaces = {agent: observation_box(task) for agent in task.agents}
+        self.action_spaces = {agent: action_box(task) for agent in task.agents}
+        self.state_space = spaces.Box(-np.inf, np.inf, (task.state_dim,), np.float32)
+        # The seed of a world that nobody seeds comes from the operating system, as in every PettingZoo environment.
+        self._env = build(1, int(np.random.SeedSequence().generate_state(1)[0]))
+        self._state = self._env.final_state[0]
+
+    def observation_space(self, agent: str) -> spaces.Box:
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> spaces.Box:
+        return self.action_spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        del options  # the worlds have none
+        obs = self._env.reset(seed)
+        self._state = self._env.state()[0]
+        self.agents = list(self.possible_agents)
+        return self._by_agent(obs), {agent: {} for agent in self.agents}
+
+    def step(self, actions: dict[str, np.ndarray]) -> tuple[dict, dict, dict, dict, dict]:
+        if not self.agents:
+            return {}, {}, {}, {}, {}
+        joint = np.stack([np.asarray(actions[agent], np.float32) for agent in self.possible_agents])[None]
+        _, rewards, terminated, truncated = self._env.step(joint)
+        over = bool((terminated | truncated).any())
+        # The vector world has restarted by now if the episode is over; what the step led to is in `final_*`.
+        self._state = self._env.final_state[0] if over else self._env.state()[0]
+        step = (
+            self._by_agent(self._env.final_obs),
+            {agent: float(value) for agent, value in self._by_agent(rewards).items()},
+            {agent: bool(value) for agent, value in self._by_agent(terminated).items()},
+            {agent: bool(value) for agent, value in self._by_agent(truncated).items()},
+            {agent: {} for agent in self.agents},
+        )
+        if over:
+            self.agents = []
+        return step
+
+    def state(self) -> np.ndarray:
+        """Global state, float32 [S]."""
+        return self._state
+
+    def render(self) -> np.ndarray | None:
+        """Picture, uint8 [height, width, 3], or None without a render mode."""
+        return self._env.render(0) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _by_agent(self, values: np.ndarray) -> dict[str, Any]:
+        return dict(zip(self.possible_agents, values[0], strict=True))
+
+
+class TeamEnv(gymnasium.Env):
+    """A task as one Gymnasium environment with Dict spaces: what a data set's `recover_environment()` returns.
+
+    The reward is the team's: the mean of the agents' rewards; the agents' own are in `info["agent_rewards"]`.
+
+    Args:
+        name: name or alias of the task.
+        render_mode: None or "rgb_array".
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": _FRAMES_PER_SECOND}  # noqa: RUF012
+
+    def __init__(self, name: str, render_mode: str | None = None):
+        from om2p_data.envs import parallel_env  # the package builds the world; importing it above would be a cycle
+
+        self.render_mode = render_mode
+        self._env = parallel_env(name, render_mode=render_mode)
+        self.observation_space = spaces.Dict(self._env.observation_spaces)
+        self.action_space = spaces.Dict(self._env.action_spaces)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        super().reset(seed=seed)
+        obs, _ = self._env.reset(seed, options)
+        return obs, {}
+
+    def step(self, action: dict[str, np.ndarray]) -> tuple[dict, float, bool, bool, dict]:
+        obs, rewards, terminated, truncated, _ = self._env.step(action)
+        agent_rewards = np.array([rewards[agent] for agent in self._env.possible_agents], np.float32)
+        info = {"agent_rewards": agent_rewards}
+        return obs, float(agent_rewards.mean()), any(terminated.values()), any(truncated.values()), info
+
+    def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._env.render()
+
+    def close(self) -> None:
+        self._env.close()
