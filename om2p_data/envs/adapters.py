@@ -75,7 +75,7 @@ class ParallelWorld(ParallelEnv):
         _, rewards, terminated, truncated = self._env.step(joint)
         over = bool((terminated | truncated).any())
         # The vector world has restarted by now if the episode is over; what the step led to is in `final_*`.
-        self._state = self._env.final_state[0] if over else self._env.state()[0]
+        self._state = self._env.final_state[0]
         step = (
             self._by_agent(self._env.final_obs),
             {agent: float(value) for agent, value in self._by_agent(rewards).items()},

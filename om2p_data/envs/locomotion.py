@@ -160,7 +160,7 @@ class LocomotionEnv(VectorEnv):
             self._rng = np.random.default_rng(seed)
         self._age = np.zeros(self.num_envs, dtype=np.int64)
         self._restart(np.arange(self.num_envs))
-        self.final_obs, self.final_state = self._observe()
+        self.final_obs, self._final_state = self._observe()
         return self.final_obs.copy()
 
     def step(self, actions: np.ndarray) -> Step:
@@ -174,7 +174,7 @@ class LocomotionEnv(VectorEnv):
         task = self.task
         team_reward = self._bodies.step(_array("actions", actions, self.num_envs, task.num_agents, task.act_dim))
         self._age += 1
-        self.final_obs, self.final_state = self._observe()
+        self.final_obs, self._final_state = self._observe()
         terminated = np.zeros(self.num_envs, dtype=bool)  # a cheetah on its back runs on
         truncated = self._age >= task.horizon
         ended = np.flatnonzero(terminated | truncated)
@@ -190,6 +190,10 @@ class LocomotionEnv(VectorEnv):
             self._for_each_agent(terminated),
             self._for_each_agent(truncated),
         )
+
+    @property
+    def final_state(self) -> np.ndarray:
+        return self._final_state
 
     def state(self) -> np.ndarray:
         """Global state, float32 [E, S]: positions (m, rad) without the forward one, then velocities."""

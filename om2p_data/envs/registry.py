@@ -35,6 +35,7 @@ class Task:
     """One row of the task table.
 
     `agents` are the controlled agents in index order (a frozen prey is part of the world, not an agent).
+    `store_state` says whether data sets hold the global state, which they do where the observations do not determine it.
     The team reward is the mean over agents of their rewards in every task. `expert_share` is the share of expert
     transitions in the medium-expert tier (OM2P paper, section 5: 10% in particle worlds, 0.1% in MuJoCo).
     """
@@ -48,7 +49,7 @@ class Task:
     act_dim: int
     state_dim: int
     horizon: int
-    bootstrap_at_horizon: bool
+    store_state: bool
     expert_share: float
     returns: PublishedReturns
     summary: str
@@ -78,7 +79,7 @@ TASKS: dict[str, Task] = {
             act_dim=2,
             state_dim=18,
             horizon=25,
-            bootstrap_at_horizon=True,
+            store_state=False,
             expert_share=0.1,
             returns=PublishedReturns(159.6, 203.7, 273.4, 531.0, 159.8, 516.8),
             summary="3 agents cover 3 landmarks without bumping into each other",
@@ -93,7 +94,7 @@ TASKS: dict[str, Task] = {
             act_dim=2,
             state_dim=20,
             horizon=25,
-            bootstrap_at_horizon=True,
+            store_state=False,
             expert_share=0.1,
             returns=PublishedReturns(-4.1, 3.9, 116.4, 207.9, -4.1, 185.6),
             summary="3 slow predators chase a faster prey around 2 obstacles",
@@ -108,7 +109,7 @@ TASKS: dict[str, Task] = {
             act_dim=2,
             state_dim=26,
             horizon=25,
-            bootstrap_at_horizon=True,
+            store_state=False,
             expert_share=0.1,
             returns=PublishedReturns(-6.8, 1.2, 65.9, 85.2, -6.8, 79.5),
             summary="3 predators chase a prey that looks for food between forests",
@@ -123,7 +124,7 @@ TASKS: dict[str, Task] = {
             act_dim=3,
             state_dim=17,
             horizon=1000,
-            bootstrap_at_horizon=False,
+            store_state=True,
             expert_share=0.001,
             returns=PublishedReturns(-282.9, 423.0, 1568.9, 3338.7, -284.0, 3568.8),
             summary="the back leg and the front leg of a HalfCheetah run together",

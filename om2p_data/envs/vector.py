@@ -32,13 +32,11 @@ class VectorEnv(abc.ABC):
         task: row of the task table.
         num_envs: E.
         final_obs: float32 [E, N, O], the observation after the last step, before any restart.
-        final_state: float32 [E, S], the global state after the last step, before any restart.
     """
 
     task: Task
     num_envs: int
     final_obs: np.ndarray
-    final_state: np.ndarray
 
     @abc.abstractmethod
     def reset(self, seed: int | None = None) -> np.ndarray:
@@ -59,6 +57,11 @@ class VectorEnv(abc.ABC):
             obs float32 [E, N, O], rewards float32 [E, N], terminated bool [E, N], truncated bool [E, N].
             All arrays are the caller's to keep: the world does not write to them again.
         """
+
+    @property
+    @abc.abstractmethod
+    def final_state(self) -> np.ndarray:
+        """Global state, float32 [E, S], after the last step, before any restart."""
 
     @abc.abstractmethod
     def state(self) -> np.ndarray:

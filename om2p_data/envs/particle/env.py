@@ -62,7 +62,7 @@ class ParticleEnv(VectorEnv):
             self._rng = np.random.SeedSequence(seed).generate_state(self.num_envs, np.uint64)
         self._restart()
         self.final_obs = self._team(self._obs)
-        self.final_state = self.state()
+        self._last_state = self.state()
         return self.final_obs
 
     def step(self, actions: np.ndarray) -> Step:
@@ -79,10 +79,14 @@ class ParticleEnv(VectorEnv):
         self._clock += 1
         over = self._clock == self.task.horizon
         if over:
-            self.final_state = self.state()
+            self._last_state = self.state()
             self._restart()
         shape = (self.num_envs, self.task.num_agents)
         return self._team(self._obs), self._team(rewards), np.zeros(shape, bool), np.full(shape, over)
+
+    @property
+    def final_state(self) -> np.ndarray:
+        return self._last_state if self._clock == 0 else self.state()
 
     def state(self) -> np.ndarray:
         parts = (self._pos, self._vel, self._landmarks)

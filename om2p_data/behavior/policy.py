@@ -1,0 +1,120 @@
+"""Policies that collect data: networks trained online, uniform actions, and Gaussian noise on top."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from om2p_data.envs.registry import Task
+from om2p_data.errors import UserError
+from om2p_data.stacked import Activation, StackedMLP
+
+
+class Policy(Protocol):
+    """Anything that acts for a whole team. Random policies draw from the generator that they are given."""
+
+    def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Observations float32 [E, N, O] -> actions float32 [E, N, A] in [-1, 1]."""
+        ...
+
+
+class UniformPolicy:
+    """Every action uniform in [-1, 1]: what "random" means in the published data sets."""
+
+    def __init__(self, task: Task):
+        self._shape = (task.num_agents, task.act_dim)
+
+    def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return rng.uniform(-1.0, 1.0, (len(obs), *self._shape)).astype(np.float32)
+
+
+class TeamActor(nn.Module):
+    """Decentralised deterministic actors of one team, stacked: each sees only its own observation.
+
+    Args:
+        num_agents, obs_dim, act_dim: N, O, A.
+        hidden: widths of the hidden layers (ReLU; the action is squashed by tanh).
+        generator: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        num_agents: int,
+        obs_dim: int,
+        act_dim: int,
+        hidden: Sequence[int],
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.hidden = tuple(hidden)
+        self.net = StackedMLP(num_agents, obs_dim, act_dim, hidden, Activation.RELU, generator=generator)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """obs [N, B, O] -> actions [N, B, A] in [-1, 1]."""
+        return torch.tanh(self.net(obs))
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        del rng  # deterministic
+        return self(torch.from_numpy(obs).transpose(0, 1)).transpose(0, 1).contiguous().numpy()
+
+    def content_hash(self) -> str:
+        """SHA-256 of the weights, in the order of their names."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path, task: Task, facts: dict) -> None:
+        """Write weights and `facts` (JSON values: how it was trained, what it scores) to one safetensors file."""
+        card = facts | {"task": task.name, "hidden": list(self.hidden), "hash": self.content_hash()}
+        save_file(self.state_dict(), path, metadata={"card": json.dumps(card, sort_keys=True)})
+
+
+def load_actor(path: Path, task: Task) -> tuple[TeamActor, dict]:
+    """Read what `TeamActor.save` wrote.
+
+    Returns:
+        The actor and its card.
+
+    Raises:
+        UserError: the file is unreadable, belongs to another task, or its weights do not match its card.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads(file.metadata()["card"])
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if card["task"] != task.name:
+            raise UserError(f"{path} holds a policy for {card['task']}, not for {task.name}")
+        actor = TeamActor(task.num_agents, task.obs_dim, task.act_dim, card["hidden"])
+        actor.load_state_dict(weights)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot read the policy {path}: {error}") from error
+    if actor.content_hash() != card["hash"]:
+        raise UserError(f"the weights in {path} do not match their recorded hash: the file is damaged")
+    return actor, card
+
+
+class GaussianNoise:
+    """A policy whose actions carry N(0, sigma^2) noise and are clipped to [-1, 1]."""
+
+    def __init__(self, policy: Policy, sigma: float):
+        self._policy = policy
+        self._sigma = sigma
+
+    def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        actions = self._policy.act(obs, rng)
+        noise = rng.standard_normal(actions.shape, dtype=np.float32)
+        return np.clip(actions + self._sigma * noise, -1.0, 1.0)

@@ -1,0 +1,123 @@
+"""Recipes: typed, frozen records filled from one TOML file, with sections and command-line overrides on top."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from om2p_data.errors import UserError, unknown
+
+
+class Record(BaseModel):
+    """Base of all recipe records: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+R = TypeVar("R", bound=Record)
+
+
+def bundled(folder: str) -> list[str]:
+    """Names of the recipes that ship with the package in `folder` ("data" or "train")."""
+    entries = resources.files("om2p_recipes").joinpath(folder).iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
+
+
+def read(source: str | Path, folder: str) -> tuple[dict[str, Any], str]:
+    """Parse a recipe.
+
+    Args:
+        source: path of a TOML file, or the name of a bundled recipe.
+        folder: where bundled recipes of this kind live ("data" or "train").
+
+    Returns:
+        The parsed tables and a name for error messages.
+
+    Raises:
+        UserError: no such recipe, or it is not TOML.
+    """
+    path = Path(source)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UserError(f"recipe file {path} does not exist; bundled recipes: {', '.join(bundled(folder))}")
+        text, label = path.read_text(), str(path)
+    else:
+        if str(source) not in bundled(folder):
+            raise unknown("recipe", str(source), bundled(folder))
+        text = resources.files("om2p_recipes").joinpath(folder, f"{source}.toml").read_text()
+        label = f"recipe {source}"
+    try:
+        return tomllib.loads(text), label
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{label} is not valid TOML: {error}") from error
+
+
+def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`layer` over `base`; tables are merged key by key."""
+    merged = dict(base)
+    for key, value in layer.items():
+        current = merged.get(key)
+        merged[key] = merge(current, value) if isinstance(value, Mapping) and isinstance(current, Mapping) else value
+    return merged
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """`["algorithm.eta=0.5", ...]` -> nested tables. Values are TOML; what is not TOML is taken as a string.
+
+    Raises:
+        UserError: a setting without "=".
+    """
+    tables: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set takes key=value (e.g. --set algorithm.eta=0.5), not {setting!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        tables = merge(tables, value)
+    return tables
+
+
+def fill(model: type[R], values: Mapping[str, Any], label: str, prefix: str = "") -> R:
+    """A record of `model` from `values`.
+
+    Args:
+        model: the record's class.
+        values: its keys.
+        label: the recipe's name, for messages.
+        prefix: table in which the keys stand, for messages.
+
+    Raises:
+        UserError: unknown key (with the nearest valid ones), wrong type or impossible value; the first is named.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([*([prefix] if prefix else []), *(str(part) for part in first["loc"])])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{label}: {unknown('key', key, _keys(model, prefix))}") from None
+        if first["type"] == "missing":
+            raise UserError(f"{label}: key {key!r} is missing") from None
+        raise UserError(f"{label}: {key} = {first['input']!r} is wrong: {first['msg']}") from None
+
+
+def _keys(model: type[BaseModel], prefix: str) -> list[str]:
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        path = f"{prefix}.{name}" if prefix else name
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += _keys(nested, path)
+        else:
+            keys.append(path)
+    return keys

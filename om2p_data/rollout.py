@@ -1,0 +1,72 @@
+"""(policy, worlds, seed) -> episodes. Knows no tier and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from om2p_data.behavior.policy import Policy
+from om2p_data.envs.vector import VectorEnv
+from om2p_data.episodes import Episodes
+from om2p_data.recording import Recorder
+
+
+def rollout(
+    policy: Policy,
+    env: VectorEnv,
+    transitions: int,
+    seed: int,
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> Episodes:
+    """Play whole episodes until at least `transitions` are there; surplus episodes are left out.
+
+    Args:
+        policy: acts for the team.
+        env: worlds to play in.
+        transitions: how many are wanted; the last episode is completed.
+        seed: of worlds and policy; the same seed gives the same episodes on any number of threads.
+        progress: called with the number of new transitions after every batch of episodes.
+    """
+    world_seed, policy_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    rng = np.random.default_rng(policy_seed)
+    obs = env.reset(world_seed)
+    parts: list[Episodes] = []
+    collected = 0
+    while collected < transitions:
+        recorder = Recorder(env)
+        for _ in range(env.task.horizon):
+            obs = recorder.step(obs, policy.act(obs, rng))
+        part = recorder.episodes(seed)
+        parts.append(part)
+        collected += part.num_transitions
+        if progress is not None:
+            progress(part.num_transitions)
+    episodes = Episodes.concatenate(parts)
+    return episodes.select(np.arange(enough(episodes.lengths, transitions)))
+
+
+def enough(lengths: Sequence[int] | np.ndarray, transitions: int) -> int:
+    """How many of the first episodes hold at least `transitions` (all, if they hold fewer)."""
+    return int(min(np.searchsorted(np.cumsum(lengths), transitions) + 1, len(lengths)))
+
+
+def team_returns(policy: Policy, env: VectorEnv, seed: int) -> np.ndarray:
+    """Undiscounted team returns, float64 [E], of one episode in every world.
+
+    Args:
+        policy: acts for the team.
+        env: worlds to play in; one episode each.
+        seed: of worlds and policy.
+    """
+    world_seed, policy_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    rng = np.random.default_rng(policy_seed)
+    obs = env.reset(world_seed)
+    returns = np.zeros(env.num_envs)
+    running = np.ones(env.num_envs, bool)
+    for _ in range(env.task.horizon):
+        obs, rewards, terminated, truncated = env.step(policy.act(obs, rng))
+        returns += np.where(running, rewards.mean(1, dtype=np.float64), 0.0)
+        running &= ~(terminated | truncated).any(1)
+    return returns

@@ -1,0 +1,106 @@
+"""Networks for many learners at once: every weight has a leading dimension K (agents, twins or seeds x agents)."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Activation(enum.Enum):
+    """Non-linearity of the hidden layers. GELU is the tanh form, which JAX research code uses by default."""
+
+    RELU = "relu"
+    GELU = "gelu"
+    TANH = "tanh"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self is Activation.RELU:
+            return torch.relu(x)
+        if self is Activation.GELU:
+            return F.gelu(x, approximate="tanh")
+        return torch.tanh(x)
+
+
+class StackedLinear(nn.Module):
+    """K affine maps in one batched product, each initialised on its own.
+
+    Args:
+        stack: K.
+        inputs, outputs: sizes I and O.
+        generator: source of the initial weights, U(-1/sqrt(I), 1/sqrt(I)).
+    """
+
+    def __init__(self, stack: int, inputs: int, outputs: int, generator: torch.Generator | None = None):
+        super().__init__()
+        bound = 1.0 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(stack, inputs, outputs).uniform_(-bound, bound, generator=generator))
+        self.bias = nn.Parameter(torch.empty(stack, 1, outputs).uniform_(-bound, bound, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K, B, I] -> [K, B, O]."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class StackedLayerNorm(nn.Module):
+    """Layer norm over the last dimension with K sets of scale and shift."""
+
+    def __init__(self, stack: int, features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(stack, 1, features))
+        self.bias = nn.Parameter(torch.zeros(stack, 1, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K, B, F] -> [K, B, F]."""
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
+
+
+class StackedMLP(nn.Module):
+    """K multi-layer perceptrons side by side; the gradient of one never touches another.
+
+    Args:
+        stack: K.
+        inputs, outputs: sizes I and O.
+        hidden: widths of the hidden layers.
+        activation: after every hidden layer.
+        layer_norm: normalise after the activation, as OM2P's critics do.
+        generator: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        stack: int,
+        inputs: int,
+        outputs: int,
+        hidden: Sequence[int],
+        activation: Activation,
+        *,
+        layer_norm: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        sizes = [inputs, *hidden]
+        self.activation = activation
+        self.hidden_layers = nn.ModuleList(
+            StackedLinear(stack, size, width, generator) for size, width in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(StackedLayerNorm(stack, width) for width in hidden) if layer_norm else None
+        self.output_layer = StackedLinear(stack, sizes[-1], outputs, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K, B, I] -> [K, B, O]."""
+        for index, layer in enumerate(self.hidden_layers):
+            x = self.activation(layer(x))
+            if self.norms is not None:
+                x = self.norms[index](x)
+        return self.output_layer(x)
+
+
+@torch.no_grad()
+def polyak(targets: Sequence[Tensor], sources: Sequence[Tensor], rho: float) -> None:
+    """Move every target towards its source in place: target <- (1 - rho) target + rho source."""
+    torch._foreach_lerp_(list(targets), list(sources), rho)
