@@ -21,6 +21,10 @@ SCENARIOS: dict[str, ModuleType] = {
 }
 
 
+# Waking a thread costs about as much as stepping a hundred copies, so a thread with a smaller share is a loss.
+_COPIES_PER_THREAD = 256
+
+
 class ParticleEnv(VectorEnv):
     """E copies of a particle world, stepped by a compiled loop: physics in float64, results in float32.
 
@@ -30,8 +34,11 @@ class ParticleEnv(VectorEnv):
         task: row of the task table.
         num_envs: E.
         seed: where the random starts come from (one stream a copy, whatever the number of threads).
-        threads: threads to step with; by default all cores.
+        threads: threads to step with at most, by default all cores; it changes no result.
         prey: whom the predators chase; by default the scripted stand-in. Cooperative Navigation has none.
+
+    Raises:
+        UserError: a prey where there is none.
     """
 
     def __init__(
@@ -50,7 +57,8 @@ class ParticleEnv(VectorEnv):
             raise UserError(f"{task.name} has no prey: leave `prey` out")
         num_landmarks = len(self._scenario.LANDMARK_SIZES)
         self.prey = (prey or ScriptedPrey(num_landmarks)) if self._scenario.HAS_PREY else None
-        self._threads = min(available_threads(threads), numba.config.NUMBA_NUM_THREADS)
+        most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+        self._threads = min(available_threads(threads), max(1, num_envs // _COPIES_PER_THREAD), most)
         bodies = len(self._scenario.SIZES)
         self._pos = np.zeros((num_envs, bodies, 2))
         self._vel = np.zeros((num_envs, bodies, 2))
@@ -66,11 +74,21 @@ class ParticleEnv(VectorEnv):
         return self.final_obs
 
     def step(self, actions: np.ndarray) -> Step:
+        """Advance every copy by one step: see `VectorEnv.step`.
+
+        Raises:
+            UserError: actions of another shape than [E, N, 2].
+        """
         scenario = self._scenario
+        shape = (self.num_envs, self.task.num_agents)
+        # One type and memory order, whatever the caller has: each other one would be compiled anew.
+        actions = np.ascontiguousarray(actions, np.float32)
+        if actions.shape != (*shape, self.task.act_dim):
+            raise UserError(f"actions must have shape {(*shape, self.task.act_dim)}, not {actions.shape}")
         numba.set_num_threads(self._threads)
         if self.prey is not None:
             prey_obs = self._obs[:, -1, : scenario.OBS_DIMS[-1]]
-            actions = np.concatenate([actions, self.prey.act(prey_obs)[:, None]], axis=1, dtype=np.float32)
+            actions = np.concatenate([actions, self.prey.act(prey_obs)[:, None]], axis=1, dtype=np.float32)  # [E, n, 2]
         obs = self._empty_obs()
         rewards = np.empty((self.num_envs, len(scenario.SIZES)), np.float32)
         scenario.step(self._pos, self._vel, self._landmarks, actions, rewards, obs)
@@ -81,11 +99,11 @@ class ParticleEnv(VectorEnv):
         if over:
             self._last_state = self.state()
             self._restart()
-        shape = (self.num_envs, self.task.num_agents)
         return self._team(self._obs), self._team(rewards), np.zeros(shape, bool), np.full(shape, over)
 
     @property
-    def final_state(self) -> np.ndarray:
+    def final_state(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See `VectorEnv.final_state`. Put together only when asked for: it costs a third of a step."""
         return self._last_state if self._clock == 0 else self.state()
 
     def state(self) -> np.ndarray:
