@@ -7,20 +7,19 @@ The manifest states which content they belong to; columns that belong to another
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
+from om2p_data.storage import replacing, sync
 
 FOLDER = "flat"
 _MANIFEST = "manifest.json"
-_PARTIAL = ".flat.partial"
+_SCHEMA = "1.0"
 
 
 @dataclass(frozen=True)
@@ -32,38 +31,27 @@ class Source:
 
 
 def save(dataset_folder: Path, episodes: Episodes, source: Source) -> None:
-    """Write the columns and replace those that are there; a kill in between leaves none or the complete ones.
+    """Write the columns and replace those that are there; killed in between, it leaves none or complete ones.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or another process is writing the same columns.
     """
-    final, partial = dataset_folder / FOLDER, dataset_folder / _PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        described: dict[str, Any] = {}
+    with replacing(dataset_folder / FOLDER) as folder:
+        forms = {}
         for name, array in episodes.arrays().items():
-            with (partial / f"{name}.npy").open("xb") as file:
-                np.save(file, array, allow_pickle=False)
+            with (folder / f"{name}.npy").open("xb") as file:
+                _write_npy(file, array)
                 sync(file)
-            described[name] = {"dtype": array.dtype.str, "shape": list(array.shape)}
+            forms[name] = {"dtype": array.dtype.str, "shape": list(array.shape)}
         manifest = {
-            "om2p_schema": "1.0",
+            "om2p_schema": _SCHEMA,
             "content_hash": source.content_hash,
             "hdf5_bytes": source.hdf5_bytes,
-            "columns": described,
+            "columns": forms,
         }
-        with (partial / _MANIFEST).open("x", encoding="utf-8") as file:
+        with (folder / _MANIFEST).open("x", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)
             sync(file)
-        sync_folder(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        sync_folder(dataset_folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def open_mapped(dataset_folder: Path, source: Source) -> Episodes | None:
@@ -71,10 +59,13 @@ def open_mapped(dataset_folder: Path, source: Source) -> Episodes | None:
     folder = dataset_folder / FOLDER
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["om2p_schema"] != _SCHEMA:
+            return None
         if Source(manifest["content_hash"], manifest["hdf5_bytes"]) != source:
             return None
         arrays: dict[str, np.ndarray] = {}
-        for name, form in manifest["columns"].items():
+        for name in {field.name for field in fields(Episodes)} & set(manifest["columns"]):
+            form = manifest["columns"][name]
             column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             if [column.dtype.str, list(column.shape)] != [form["dtype"], form["shape"]]:
                 return None
@@ -84,18 +75,8 @@ def open_mapped(dataset_folder: Path, source: Source) -> Episodes | None:
         return None
 
 
-def sync(file: Any) -> None:
-    """Make sure that what was written to an open file is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder are on the disk; systems that cannot do that are left alone."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_npy(file: BinaryIO, array: np.ndarray) -> None:
+    """As np.save, which on a full disk says how many items it wrote but not why it stopped."""
+    plain = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(plain))
+    file.write(plain.data)

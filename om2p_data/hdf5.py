@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
+from om2p_data.storage import reason, sync
 
 FILE_NAME = "main_data.hdf5"
 _COMPACT_LIMIT = 64_000  # bytes; one message of an object header holds less than 64 KiB
@@ -30,7 +31,7 @@ _TEXT = h5py.string_dtype()
 def write_episodes(
     path: Path, episodes: Episodes, agents: Sequence[str], policies: Sequence[tuple[str, int]], *, progress: bool
 ) -> None:
-    """Write all episodes into a new file.
+    """Write all episodes into a new file, down to the disk.
 
     Args:
         path: the file, `main_data.hdf5` of a Minari data set.
@@ -87,6 +88,8 @@ def write_episodes(
         h5f.flush(file)
     finally:
         file.close()
+    with path.open("rb") as written:
+        sync(written)
 
 
 def read_episodes(
@@ -154,16 +157,14 @@ def read_episodes(
                     bar.update(index + 1 - bar.n)
             if step != num_transitions:
                 raise UserError(f"{path} does not hold the {num_transitions} steps that the metadata states")
+    except UserError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        raise UserError(f"{path} is damaged or is not one of our files: {reason(error)}") from error
+    try:
         return Episodes.from_arrays(out)
     except UserError as error:
-        raise UserError(f"{path}: {error}") if str(path) not in str(error) else error from None
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        raise UserError(f"{path} is damaged or is not one of our files: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; HDF5 appends its call stack."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: {error}") from error
 
 
 class _Writer:

@@ -1,0 +1,294 @@
+"""Episodes as Minari data sets: write, load, list.
+
+A data set is complete for stock Minari; `flat/` beside it holds the same data as columns that map into memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from om2p_data import columns, hdf5, metadata
+from om2p_data.envs.registry import Task
+from om2p_data.episodes import Episodes
+from om2p_data.errors import UserError, nearest
+from om2p_data.metadata import BehaviorPolicy
+from om2p_data.storage import (
+    NAMESPACE,
+    DatasetId,
+    datasets_root,
+    make_namespaces,
+    parse_id,
+    reason,
+    replacing,
+    restore,
+    sync_folder,
+)
+
+__all__ = [
+    "BehaviorPolicy",
+    "Dataset",
+    "Summary",
+    "datasets_root",
+    "ensure_free",
+    "list_datasets",
+    "load",
+    "write",
+]
+
+_HDF5_BYTES_PER_EPISODE = 5_000  # object headers, measured; checked against the free space only
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set as it lies on the disk.
+
+    Attributes:
+        id: `om2p/<task>/<tier>-v<N>`.
+        metadata: contents of its metadata.json.
+        task: row of the task table.
+        policies: the behaviour policies that `episodes.policy` indexes.
+        episodes: the data; the arrays are read-only, and memory maps wherever columns could be kept.
+    """
+
+    id: str
+    metadata: dict[str, Any]
+    task: Task
+    policies: tuple[BehaviorPolicy, ...]
+    episodes: Episodes
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of a listing: size of the data, team return, and megabytes (10^6 bytes) of the HDF5 file."""
+
+    id: str
+    episodes: int
+    transitions: int
+    return_mean: float
+    return_std: float
+    megabytes: float
+
+
+def write(
+    dataset_id: str,
+    episodes: Episodes,
+    *,
+    task: Task,
+    tier: str,
+    policies: Sequence[BehaviorPolicy],
+    collection: Mapping[str, Any],
+    tier_sources: Sequence[Mapping[str, Any]] = (),
+    overwrite: bool = False,
+    root: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write a data set. It appears under its name when it is complete, and not before.
+
+    Args:
+        dataset_id: `om2p/<task>/<tier>-v<N>`, of this task and tier.
+        episodes: the data.
+        task: row of the task table.
+        tier: name of the tier.
+        policies: the behaviour policies that `episodes.policy` indexes.
+        collection: how the data came about (code version, packages, seeds, recipe), plain JSON values.
+        tier_sources: data sets that these episodes were taken from, each with id, hash and episodes.
+        overwrite: replace a data set of that id; it stays until the new one is complete.
+        root: folder of all data sets; by default Minari's.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The data set's folder.
+
+    Raises:
+        UserError: malformed or taken id, data that do not fit the task or the policies, metadata that are not plain
+            values, a folder that cannot be written or a full disk; nothing is left behind.
+    """
+    parsed = parse_id(dataset_id)
+    if (parsed.task, parsed.tier) != (task.name, tier):
+        raise UserError(f"data set id {dataset_id!r} does not say task {task.name!r} and tier {tier!r}")
+    episodes.check()
+    _check_fit(episodes, task, policies)
+    ensure_free(dataset_id, overwrite=overwrite, root=root)
+    content = metadata.build(parsed, episodes, task, policies, collection, tier_sources)
+    folder = datasets_root(root) / dataset_id
+    try:
+        make_namespaces(datasets_root(root), task.name)
+        _check_space(folder, episodes)
+        with replacing(folder) as partial:
+            data = partial / "data"
+            data.mkdir()
+            file = data / hdf5.FILE_NAME
+            names = [(policy.name, policy.step) for policy in policies]
+            hdf5.write_episodes(file, episodes, task.agents, names, progress=progress)
+            hdf5_bytes = file.stat().st_size
+            metadata.write(partial, content | {"dataset_size": round(hdf5_bytes / 1e6, 1)})
+            sync_folder(data)
+            columns.save(partial, episodes, columns.Source(content["content_hash"], hdf5_bytes))
+    except BlockingIOError as error:
+        raise UserError(f"{dataset_id} is being written by another process") from error
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot write {dataset_id} to {folder.parent}: {reason(error)}") from error
+    return folder
+
+
+def ensure_free(dataset_id: str, overwrite: bool = False, root: str | os.PathLike[str] | None = None) -> None:
+    """Find out before a long collection whether its data set can be written.
+
+    Raises:
+        UserError: malformed id, a data set of that id (without `overwrite`), or a folder that cannot be written.
+    """
+    parsed = parse_id(dataset_id)
+    folder = datasets_root(root) / dataset_id
+    _restore(folder)
+    if folder.exists() and not overwrite:
+        free = parsed._replace(version=parsed.version + 1)
+        raise UserError(f"data set {dataset_id} exists already in {datasets_root(root)}: overwrite it or write {free}")
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {dataset_id}: {there} is not a folder that you may write to")
+
+
+def load(dataset_id: str, root: str | os.PathLike[str] | None = None) -> Dataset:
+    """Open a data set, in a millisecond where its columns are there; otherwise they are rebuilt first.
+
+    Args:
+        dataset_id: `om2p/<task>/<tier>-v<N>`.
+        root: folder of all data sets; by default Minari's.
+
+    Raises:
+        UserError: malformed or unknown id, or a file that is missing, damaged or changed; the message names it.
+    """
+    parsed = parse_id(dataset_id)
+    folder = datasets_root(root) / dataset_id
+    _restore(folder)
+    if not folder.is_dir():
+        raise _unknown(parsed, root)
+    content = metadata.read(folder, parsed)
+    header = metadata.header(folder, content)
+    file = folder / "data" / hdf5.FILE_NAME
+    if not file.is_file():
+        raise UserError(f"{file} is missing")
+    source = columns.Source(header.content_hash, file.stat().st_size)
+    episodes = columns.open_mapped(folder, source)
+    if episodes is None:
+        episodes = _rebuild(dataset_id, folder, file, header, source)
+    return Dataset(dataset_id, content, header.task, header.policies, episodes)
+
+
+def list_datasets(root: str | os.PathLike[str] | None = None) -> list[Summary]:
+    """All data sets in order of task, tier and version; only metadata are read, and broken sets are left out."""
+    found = []
+    for parsed in sorted(_ids(datasets_root(root))):
+        try:
+            content = metadata.read(datasets_root(root) / str(parsed), parsed)
+            returns = content["statistics"]["team_return"]
+            size = content["total_episodes"], content["total_steps"]
+            found.append(Summary(str(parsed), *size, returns["mean"], returns["std"], content["dataset_size"]))
+        except UserError as error:
+            _notice(f"left out {parsed}: {error}")
+        except (LookupError, TypeError):
+            _notice(f"left out {parsed}: its metadata.json is damaged")
+    return found
+
+
+def _check_fit(episodes: Episodes, task: Task, policies: Sequence[BehaviorPolicy]) -> None:
+    sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+        "obs": (episodes.obs.shape[1:], (task.num_agents, task.obs_dim)),
+        "actions": (episodes.actions.shape[1:], (task.num_agents, task.act_dim)),
+    }
+    if episodes.state is not None:
+        sizes["state"] = (episodes.state.shape[1:], (task.state_dim,))
+    for name, (found, expected) in sizes.items():
+        if found != expected:
+            raise UserError(f"{name} has rows of {found}, {task.name} needs {expected}")
+    if len({(policy.name, policy.step) for policy in policies}) != len(policies):
+        raise UserError("two behaviour policies have the same name and step")
+    if episodes.policy.max() >= len(policies):
+        raise UserError(f"policy holds index {episodes.policy.max()}, but {len(policies)} policies are given")
+    counts = np.bincount(episodes.policy, minlength=len(policies))
+    for policy, count in zip(policies, counts, strict=True):
+        if policy.episodes != count:
+            raise UserError(
+                f"behaviour policy {policy.name!r} claims {policy.episodes} episodes, the data hold {count}"
+            )
+
+
+def _check_space(folder: Path, episodes: Episodes) -> None:
+    raw = sum(array.nbytes for array in episodes.arrays().values())
+    needed = 2 * raw + _HDF5_BYTES_PER_EPISODE * episodes.num_episodes  # the HDF5 file and the columns
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise UserError(
+            f"not enough space for {folder.name} in {folder.parent}: it takes about {needed / 1e6:.0f} MB, "
+            f"{free / 1e6:.0f} MB are free"
+        )
+
+
+def _restore(folder: Path) -> None:
+    try:
+        restore(folder)
+    except OSError as error:
+        raise UserError(f"cannot bring back {folder}, whose replacement was interrupted: {reason(error)}") from error
+
+
+def _unknown(parsed: DatasetId, root: str | os.PathLike[str] | None) -> UserError:
+    near = nearest(str(parsed), [str(found) for found in _ids(datasets_root(root))])
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return UserError(
+        f"no data set {parsed} in {datasets_root(root)}: {hint}"
+        f"to make it, run: om2p-data generate --env {parsed.task} --tier {parsed.tier}"
+    )
+
+
+def _ids(root: Path) -> list[DatasetId]:
+    found = []
+    for folder in root.glob(f"{NAMESPACE}/*/*/"):
+        try:
+            found.append(parse_id(folder.relative_to(root).as_posix()))
+        except UserError:
+            continue  # hidden folders and other people's
+    return found
+
+
+def _rebuild(dataset_id: str, folder: Path, file: Path, header: metadata.Header, source: columns.Source) -> Episodes:
+    _notice(f"{dataset_id}: building the flat columns from {file.name} (once)")
+    episodes = hdf5.read_episodes(
+        file,
+        header.task.agents,
+        [(policy.name, policy.step) for policy in header.policies],
+        num_episodes=header.num_episodes,
+        num_transitions=header.num_transitions,
+        obs_dim=header.task.obs_dim,
+        act_dim=header.task.act_dim,
+        state_dim=header.task.state_dim if header.has_state else None,
+        agents_end_together=header.agents_end_together,
+        progress=True,
+    )
+    found = episodes.content_hash()
+    if found != source.content_hash:
+        raise UserError(
+            f"{file} was changed after it was written: its content hash is {found[:12]}, its metadata.json says "
+            f"{source.content_hash[:12]}"
+        )
+    try:
+        columns.save(folder, episodes, source)
+    except OSError as error:
+        _notice(f"{dataset_id}: the flat columns cannot be kept in {folder} ({reason(error)}), holding them in memory")
+    mapped = columns.open_mapped(folder, source)
+    if mapped is not None:
+        return mapped
+    for array in episodes.arrays().values():
+        array.flags.writeable = False
+    return episodes
+
+
+def _notice(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,182 @@
+"""Where data sets lie and how a folder appears there: complete, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from minari.namespace import NAMESPACE_METADATA_FILENAME
+from minari.storage import get_dataset_path
+
+from om2p_data.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
+
+NAMESPACE = "om2p"
+ID_GRAMMAR = f"{NAMESPACE}/<task>/<tier>-v<N>"
+_PART = "[-_A-Za-z0-9]{2,}"  # Minari refuses names of one letter
+_ID = re.compile(rf"{NAMESPACE}/(?P<task>{_PART})/(?P<tier>{_PART})-v(?P<version>0|[1-9][0-9]*)")
+
+
+class DatasetId(NamedTuple):
+    """The parts of a data set id, `om2p/<task>/<tier>-v<version>`."""
+
+    task: str
+    tier: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{NAMESPACE}/{self.task}/{self.tier}-v{self.version}"
+
+
+def parse_id(dataset_id: str) -> DatasetId:
+    """The parts of an id.
+
+    Raises:
+        UserError: not of the form `om2p/<task>/<tier>-v<N>`.
+    """
+    match = _ID.fullmatch(dataset_id)
+    if match is None:
+        raise UserError(
+            f"malformed data set id {dataset_id!r}: ids read {ID_GRAMMAR}, with two or more of A-Z a-z 0-9 - _ in a "
+            f"part, e.g. {NAMESPACE}/halfcheetah-2x3/medium-v0"
+        )
+    return DatasetId(match["task"], match["tier"], int(match["version"]))
+
+
+def datasets_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of all data sets: `root`, or the environment's MINARI_DATASETS_PATH, or Minari's default.
+
+    Raises:
+        UserError: Minari's folder does not exist and cannot be made.
+    """
+    if root is not None:
+        return Path(root).expanduser()
+    try:
+        return get_dataset_path()
+    except OSError as error:
+        raise UserError(f"cannot make the data set folder: {reason(error)} (MINARI_DATASETS_PATH sets it)") from error
+
+
+def make_namespaces(root: Path, task: str) -> Path:
+    """The folder of a task's data sets, with the namespace files that Minari needs to share them.
+
+    Raises:
+        OSError: a folder cannot be written.
+    """
+    folder = root / NAMESPACE / task
+    folder.mkdir(parents=True, exist_ok=True)
+    for namespace in (folder.parent, folder):
+        file = namespace / NAMESPACE_METADATA_FILENAME
+        if not file.exists():
+            partial = file.with_name(f".{file.name}.{os.getpid()}")
+            partial.write_text(json.dumps({"description": "multi-agent offline data sets"}), encoding="utf-8")
+            partial.replace(file)
+    return folder
+
+
+@contextlib.contextmanager
+def replacing(final: Path) -> Iterator[Path]:
+    """A hidden folder beside `final`, to be filled; it takes `final`'s place when the block ends without an error.
+
+    Killed at any moment, it leaves under the final name what was there before or the complete new folder; Minari
+    does not look into hidden folders, and the next call removes what a killed one left. Files are to be synced by
+    whoever writes them.
+
+    Raises:
+        BlockingIOError: another process is filling the same folder.
+        OSError: the folder cannot be written; everything written is removed.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    partial.mkdir(exist_ok=True)
+    with _locked(partial):
+        try:
+            for left in partial.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield partial
+            sync_folder(partial)
+            _swap(partial, final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def restore(final: Path) -> None:
+    """Bring back a folder whose replacement was killed between the two renames that swap old and new.
+
+    Raises:
+        OSError: there is such a folder and it cannot be renamed.
+    """
+    replaced = _replaced(final)
+    if not final.exists() and replaced.exists():
+        replaced.rename(final)
+
+
+def sync(file: IO) -> None:
+    """Make sure that what was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder are on the disk, where the system can do that."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: BaseException) -> str:
+    """Why an operation failed, on one line; HDF5 hides the system's reason in a page of text."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    from_system = re.search(r"error message = '([^']+)'", str(error))
+    return from_system[1] if from_system else (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _replaced(final: Path) -> Path:
+    return final.with_name(f".{final.name}.replaced")
+
+
+def _swap(partial: Path, final: Path) -> None:
+    replaced = _replaced(final)
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    try:
+        partial.rename(final)
+    except OSError:
+        restore(final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process however it ends; without one where there are no locks."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # some network file systems lock no folders; the last writer wins there
+        yield
+    finally:
+        os.close(descriptor)
