@@ -111,7 +111,7 @@ class ParticleEnv(VectorEnv):
         return np.concatenate([part.reshape(self.num_envs, -1) for part in parts], axis=1).astype(np.float32)
 
     def render(self, index: int = 0) -> np.ndarray:
-        return draw(self._scenario, self._pos[index], self._landmarks[index])
+        return draw(self._scenario, self._pos[index], self._vel[index], self._landmarks[index])
 
     def _restart(self) -> None:
         numba.set_num_threads(self._threads)
