@@ -53,7 +53,8 @@ class ParallelWorld(ParallelEnv):
         self.state_space = spaces.Box(-np.inf, np.inf, (task.state_dim,), np.float32)
         # The seed of a world that nobody seeds comes from the operating system, as in every PettingZoo environment.
         self._env = build(1, int(np.random.SeedSequence().generate_state(1)[0]))
-        self._state = self._env.final_state[0]
+        self._env.reset()
+        self._state = self._env.state()[0]
 
     def observation_space(self, agent: str) -> spaces.Box:
         return self.observation_spaces[agent]
