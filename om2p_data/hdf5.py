@@ -262,6 +262,7 @@ class _Reader:
     def attribute(self, parent: h5g.GroupID, name: bytes, dtype: Any) -> Any:
         _, buffer, kind = self._buffer((), dtype)
         opened = h5a.open(parent, name)
+        # Unlike that of an array, reading an attribute takes no memory space, and would run over the buffer.
         if opened.shape != ():
             raise ValueError(f"attribute {name.decode()} is not a single value")
         opened.read(buffer, kind)

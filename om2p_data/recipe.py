@@ -81,9 +81,11 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        tables = merge(tables, value)
+        *path, last = key.strip().split(".")
+        nested: dict[str, Any] = {last: value}
+        for part in reversed(path):
+            nested = {part: nested}
+        tables = merge(tables, nested)
     return tables
 
 

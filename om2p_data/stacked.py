@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,7 +13,11 @@ from torch.nn import functional as F
 
 
 class Activation(enum.Enum):
-    """Non-linearity of the hidden layers. GELU is the tanh form, which JAX research code uses by default."""
+    """Non-linearity of the hidden layers.
+
+    GELU is the exact form, x Phi(x): the tanh form that JAX defaults to differs from it by 5e-4 at most and takes four
+    times as long on a CPU.
+    """
 
     RELU = "relu"
     GELU = "gelu"
@@ -22,8 +27,16 @@ class Activation(enum.Enum):
         if self is Activation.RELU:
             return torch.relu(x)
         if self is Activation.GELU:
-            return F.gelu(x, approximate="tanh")
+            return F.gelu(x)
         return torch.tanh(x)
+
+    def tangent(self, x: Tensor, dx: Tensor) -> Tensor:
+        """Derivative at x in the direction dx."""
+        if self is Activation.RELU:
+            return torch.where(x > 0, dx, 0.0)
+        if self is Activation.GELU:
+            return torch.ops.aten.gelu_backward(dx, x)
+        return dx * (1.0 - torch.tanh(x).square())
 
 
 class StackedLinear(nn.Module):
@@ -86,7 +99,7 @@ class StackedMLP(nn.Module):
         sizes = [inputs, *hidden]
         self.activation = activation
         self.hidden_layers = nn.ModuleList(
-            StackedLinear(stack, size, width, generator) for size, width in zip(sizes[:-1], sizes[1:], strict=True)
+            StackedLinear(stack, size, width, generator) for size, width in itertools.pairwise(sizes)
         )
         self.norms = nn.ModuleList(StackedLayerNorm(stack, width) for width in hidden) if layer_norm else None
         self.output_layer = StackedLinear(stack, sizes[-1], outputs, generator)
@@ -99,8 +112,31 @@ class StackedMLP(nn.Module):
                 x = self.norms[index](x)
         return self.output_layer(x)
 
+    def forward_with_tangent(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """Value at x and, without gradient, the derivative in the direction dx: forward mode written out.
+
+        It does what `torch.func.jvp` does, but keeps the value differentiable by reverse mode and leaves out the
+        dispatch of two nested transforms, which costs more than the arithmetic of a small network.
+
+        Args:
+            x, dx: [K, B, I].
+
+        Returns:
+            value [K, B, O] and tangent [K, B, O].
+        """
+        if self.norms is not None:
+            raise ValueError("forward_with_tangent is for networks without layer norm")
+        for layer in self.hidden_layers:
+            z = layer(x)
+            with torch.no_grad():
+                dx = self.activation.tangent(z, torch.bmm(dx, layer.get_parameter("weight")))
+            x = self.activation(z)
+        with torch.no_grad():
+            dx = torch.bmm(dx, self.output_layer.weight)
+        return self.output_layer(x), dx
+
 
 @torch.no_grad()
 def polyak(targets: Sequence[Tensor], sources: Sequence[Tensor], rho: float) -> None:
     """Move every target towards its source in place: target <- (1 - rho) target + rho source."""
-    torch._foreach_lerp_(list(targets), list(sources), rho)
+    torch._foreach_lerp_(list(targets), list(sources), rho)  # pyright: ignore[reportPrivateImportUsage]

@@ -133,7 +133,8 @@ class _Collector:
         self._task, self._config, self._seed, self._progress = task, config, seed, progress
         # Parts of one data set are played in worlds of their own: the expert does not replay the medium's starts.
         seeds = np.random.SeedSequence(seed).generate_state(3)
-        self._rollout_seed = dict(zip(("random", MEDIUM, EXPERT), (int(word) for word in seeds), strict=True))
+        names: tuple[str, ...] = ("random", MEDIUM, EXPERT)
+        self._rollout_seed = {name: int(word) for name, word in zip(names, seeds, strict=True)}
 
     def random(self, transitions: int) -> Collected:
         episodes = self._play("random", UniformPolicy(self._task), transitions)
@@ -183,9 +184,7 @@ class _Collector:
 
 def _from_milestone(milestone: Milestone, episodes: Episodes, name: str | None = None) -> BehaviorPolicy:
     card = milestone.card
-    return _described(
-        name or milestone.level, card["algorithm"], card["updates"], card["seed"], card["hash"], episodes
-    )
+    return _described(name or milestone.level, card["algorithm"], card["updates"], card["seed"], card["hash"], episodes)
 
 
 def _described(name: str, algorithm: str, step: int, seed: int, digest: str, episodes: Episodes) -> BehaviorPolicy:

@@ -14,7 +14,10 @@ from om2p_data.recording import cut
 
 
 class Batch(NamedTuple):
-    """Transitions over n steps. `discount` is gamma^n, or 0 where the episode terminated (not where it ran out of time)."""
+    """Transitions over n steps.
+
+    `discount` is gamma^n, or 0 where the episode terminated (not where it ran out of time).
+    """
 
     obs: Tensor  # [N, B, O]
     state: Tensor  # [B, S]

@@ -156,8 +156,8 @@ def train(task: Task, config: BehaviorConfig, seed: int, *, until: str = EXPERT,
             if run.env_steps >= config.max_steps:
                 best = max(row["return_mean"] for row in evaluations) if evaluations else float("nan")
                 raise UserError(
-                    f"behaviour training of {task.name} stopped at {run.env_steps} environment steps with a best return "
-                    f"of {best:.1f}, below the {pending[0]} level {getattr(config.levels, pending[0])}: "
+                    f"behaviour training of {task.name} stopped at {run.env_steps} environment steps with a best "
+                    f"return of {best:.1f}, below the {pending[0]} level {getattr(config.levels, pending[0])}: "
                     f"raise behavior.max_steps or lower behavior.levels.{pending[0]} in the data recipe"
                 )
             run.advance(config.evaluate_every)
@@ -266,4 +266,3 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)
     temporary.replace(path)
-

@@ -31,11 +31,13 @@ class VectorEnv(abc.ABC):
     Attributes:
         task: row of the task table.
         num_envs: E.
+        prey_identity: name and version of the prey that lives in these worlds, None where there is none.
         final_obs: float32 [E, N, O], the observation after the last step, before any restart.
     """
 
     task: Task
     num_envs: int
+    prey_identity: str | None = None
     final_obs: np.ndarray
 
     @abc.abstractmethod

@@ -58,6 +58,7 @@ class ParticleEnv(VectorEnv):
         num_landmarks = len(self._scenario.LANDMARK_SIZES)
         self.prey = (prey or ScriptedPrey(num_landmarks)) if self._scenario.HAS_PREY else None
         most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+        self.prey_identity = self.prey.identity if self.prey is not None else None
         self._threads = min(available_threads(threads), max(1, num_envs // _COPIES_PER_THREAD), most)
         bodies = len(self._scenario.SIZES)
         self._pos = np.zeros((num_envs, bodies, 2))

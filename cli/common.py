@@ -1,0 +1,53 @@
+"""What both command lines share: clean errors, and how seeds and settings are written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+# Idle OpenMP threads of one library must yield the cores to the threads of another (torch, numba and MuJoCo each have
+# a pool); spinning costs a factor of three on two cores. Read when the first OpenMP runtime loads, so set before.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from om2p_data.errors import UserError
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set run.updates=1000. Repeatable."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def guarded(app: Callable[[], object]) -> None:
+    """Run a command line; bad input ends it with one line and exit code 2, Ctrl-C with 130."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-4`, `0,3,7` or a mix of both -> list of seeds.
+
+    Raises:
+        UserError: anything else.
+    """
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise UserError(f"--seeds takes numbers and ranges such as 0-4 or 0,2,5, not {text!r}") from None
+    if not seeds:
+        raise UserError(f"--seeds {text!r} names no seed: write the smaller number first")
+    return seeds

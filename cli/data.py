@@ -1,0 +1,139 @@
+"""om2p-data: worlds, behaviour policies and data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from .common import Quiet, Settings, guarded
+
+app = typer.Typer(
+    help="Train behaviour teams online and roll them out into Minari data sets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Env = Annotated[str, typer.Option("--env", help="Task: cn, pp, world, hc, or its long name.")]
+Seed = Annotated[int, typer.Option(help="Seed of behaviour training and rollouts.", min=0)]
+Recipe = Annotated[str | None, typer.Option(help="Data recipe: a TOML file. Default: the task's own.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of data sets. Default: MINARI_DATASETS_PATH or Minari's.")]
+
+
+@app.command()
+def generate(
+    env: Env,
+    tier: Annotated[str, typer.Option(help="random, medium-replay, medium, medium-expert or expert.")],
+    transitions: Annotated[
+        int | None,
+        typer.Option(
+            help="How many; the last episode is completed. Default: 1,000,000 (medium-replay: all there are)."
+        ),
+    ] = None,
+    mix: Annotated[
+        float | None, typer.Option(help="Share of expert transitions in medium-expert. Default: 0.1 (hc: 0.001).")
+    ] = None,
+    seed: Seed = 0,
+    version: Annotated[int, typer.Option(help="Version N in the data set's id.", min=0)] = 0,
+    recipe: Recipe = None,
+    set_: Settings = None,
+    root: Root = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of the same id.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Collect a tier and write it as a Minari data set; trains the behaviour team first if there is none."""
+    from om2p_data import generation, tiers
+    from om2p_data.envs import find
+    from om2p_data.recipe import parse_overrides
+
+    task = find(env)
+    wanted = tiers.Tier.parse(tier)
+    config = tiers.load_recipe(task, recipe, parse_overrides(set_ or []))
+    made = generation.generate(
+        task,
+        wanted,
+        config,
+        transitions=transitions,
+        expert_share=mix,
+        seed=seed,
+        version=version,
+        root=root,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    episodes = made.collected.episodes
+    returns = episodes.team_returns
+    published = getattr(task.returns, wanted.name.lower(), None)
+    beside = f" (published: {published:.1f})" if published is not None else ""
+    print(f"{made.dataset_id}: {episodes.num_transitions:,} transitions in {len(returns):,} episodes,", end=" ")
+    print(f"return {returns.mean():.1f} ± {returns.std():.1f}{beside}")
+    if len(made.collected.policies) > 1:
+        for policy in made.collected.policies:
+            print(f"  {policy.name}: {policy.episodes:,} episodes,", end=" ")
+            print(f"return {policy.return_mean:.1f} ± {policy.return_std:.1f}")
+    print(f"in {made.folder}")
+
+
+@app.command("train")
+def train_behavior(
+    env: Env,
+    until: Annotated[str, typer.Option(help="Level at which training ends: medium or expert.")] = "expert",
+    seed: Seed = 0,
+    recipe: Recipe = None,
+    set_: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a behaviour team online (multi-agent TD3) and keep its policy at every level that it crosses."""
+    from om2p_data import tiers
+    from om2p_data.behavior import training
+    from om2p_data.envs import find
+    from om2p_data.errors import unknown
+    from om2p_data.recipe import parse_overrides
+
+    levels = (training.MEDIUM, training.EXPERT)
+    if until not in levels:
+        raise unknown("level", until, levels)
+    task = find(env)
+    config = tiers.load_recipe(task, recipe, parse_overrides(set_ or [])).behavior
+    for level in levels[: levels.index(until) + 1]:
+        card = training.obtain(task, until if level == until else level, config, seed, progress=not quiet).card
+        print(f"{level}: return {card['return_mean']:.1f} ± {card['return_std']:.1f}", end=" ")
+        print(f"after {card['updates']:,} updates, {card['env_steps']:,} steps, {card['seconds']:.0f} s")
+    print(f"in {training.run_folder(task, config, seed)}")
+
+
+@app.command("list")
+def list_(root: Root = None) -> None:
+    """List the data sets on this machine."""
+    from om2p_data import dataset
+
+    found = dataset.list_datasets(root)
+    if not found:
+        print(f"no data sets in {dataset.datasets_root(root)}; make one: om2p-data generate --env cn --tier medium")
+        return
+    width = max(len(summary.id) for summary in found)
+    print(f"{'id':{width}}  {'transitions':>11}  {'episodes':>8}  {'return':>17}  {'MB':>7}")
+    for summary in found:
+        returns = f"{summary.return_mean:.1f} ± {summary.return_std:.1f}"
+        print(f"{summary.id:{width}}  {summary.transitions:>11,}  {summary.episodes:>8,}", end="  ")
+        print(f"{returns:>17}  {summary.megabytes:>7.1f}")
+
+
+@app.command()
+def envs() -> None:
+    """List the tasks with their sizes and published returns."""
+    from om2p_data.envs import TASKS
+
+    print(f"{'task':24}{'alias':7}{'agents':>7}{'obs':>5}{'act':>5}{'steps':>7}{'random':>9}{'medium':>9}{'expert':>9}")
+    for task in TASKS.values():
+        sizes = f"{task.num_agents:>7}{task.obs_dim:>5}{task.act_dim:>5}{task.horizon:>7}"
+        published = task.returns
+        levels = f"{published.random:>9.1f}{published.medium:>9.1f}{published.expert:>9.1f}"
+        print(f"{task.name:24}{task.alias:7}{sizes}{levels}")
+    print("random, medium, expert: mean team returns of the published data sets")
+
+
+def main() -> None:
+    """Entry point."""
+    guarded(app)

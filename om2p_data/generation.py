@@ -1,0 +1,76 @@
+"""One call from a task and a tier to a data set on the disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from om2p_data import dataset, tiers
+from om2p_data.envs import make
+from om2p_data.envs.registry import Task
+from om2p_data.tiers import Collected, DataRecipe, Tier
+
+_RECORDED_PACKAGES = ("om2p", "numpy", "numba", "torch", "mujoco", "minari")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A data set that was just written."""
+
+    dataset_id: str
+    folder: Path
+    collected: Collected
+
+
+def generate(
+    task: Task,
+    tier: Tier,
+    config: DataRecipe,
+    *,
+    transitions: int | None = None,
+    expert_share: float | None = None,
+    seed: int = 0,
+    version: int = 0,
+    root: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Generated:
+    """Collect a tier and write it as the Minari data set `om2p/<task>/<tier>-v<version>`.
+
+    Args: as `tiers.collect`, and
+        version: N in the data set's id.
+        root: folder of all data sets; by default Minari's.
+        overwrite: replace a data set of that id.
+
+    Raises:
+        UserError: what `tiers.collect` and `dataset.write` refuse. Whether the data set can be written is found out
+            before anything is collected.
+    """
+    dataset_id = f"om2p/{task.name}/{tier.value}-v{version}"
+    dataset.ensure_free(dataset_id, overwrite, root)
+    collected = tiers.collect(
+        task, tier, config, transitions=transitions, expert_share=expert_share, seed=seed, progress=progress
+    )
+    collection = {
+        "seed": seed,
+        "transitions_requested": transitions,
+        "recipe": config.model_dump(mode="json"),
+        "prey": make(task.name).prey_identity,
+        "packages": {name: metadata.version(name) for name in _RECORDED_PACKAGES},
+        "python": platform.python_version(),
+    }
+    folder = dataset.write(
+        dataset_id,
+        collected.episodes,
+        task=task,
+        tier=tier.value,
+        policies=collected.policies,
+        collection=collection,
+        overwrite=overwrite,
+        root=root,
+        progress=progress,
+    )
+    return Generated(dataset_id, folder, collected)

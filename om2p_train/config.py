@@ -1,0 +1,139 @@
+"""Training recipes: from a TOML file and a data set's task and tier to one typed, frozen record."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from om2p_data import recipe
+from om2p_data.envs.registry import TASKS, Task
+from om2p_data.errors import UserError, unknown
+from om2p_data.recipe import Record
+from om2p_data.tiers import Tier
+from om2p_train import algorithms
+from om2p_train.algorithms import Options
+from om2p_train.learner import OptimizerConfig
+
+_TABLES = ("algorithm", "base", "optimizer", "options", "run", "scale", "task")
+_LAYERS = ("run", "optimizer", "options")
+
+
+class Scale(enum.Enum):
+    """Which size of networks and number of updates a recipe is run at."""
+
+    CPU = "cpu"
+    PAPER = "paper"
+
+
+class RunConfig(Record):
+    """The loop around the updates."""
+
+    updates: int = Field(gt=0)
+    evaluate_every: int = Field(gt=0)
+    evaluation_episodes: int = Field(gt=0, description="per seed")
+    log_every: int = Field(default=100, gt=0)
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """Everything that decides what a run learns, besides its data and seeds."""
+
+    name: str
+    scale: Scale
+    algorithm: str
+    run: RunConfig
+    optimizer: OptimizerConfig
+    options: Options
+
+    def tables(self) -> dict[str, Any]:
+        """The recipe as plain values: a file of these runs the same again."""
+        return {"algorithm": self.algorithm} | {
+            layer: getattr(self, layer).model_dump(mode="json") for layer in _LAYERS
+        }
+
+
+def check_exists(source: str | Path) -> None:
+    """Find out whether a recipe can be read, before a data set is opened for it.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    recipe.read(source, "train")
+
+
+def load(
+    source: str | Path,
+    task: Task,
+    tier: Tier | None,
+    scale: Scale = Scale.CPU,
+    settings: Iterable[str] = (),
+) -> TrainRecipe:
+    """Resolve a recipe for a task and tier.
+
+    Later layers win: the base recipe, the recipe's own tables, `[scale.<scale>]`, `[task.<task>]`,
+    `[task.<task>.<tier>]`, and last the settings of the command line.
+
+    Args:
+        source: name of a bundled recipe or path of a TOML file.
+        task, tier: what the data set holds; a set of no known tier gets the task's layer only.
+        scale: which `[scale]` section.
+        settings: overrides, `"options.eta=0.5"`.
+
+    Raises:
+        UserError: no such recipe, unknown key, wrong type, impossible value.
+    """
+    tables, label = _with_base(source)
+    for key in tables:
+        if key not in _TABLES:
+            raise UserError(f"{label}: {unknown('key', key, _TABLES)}")
+    layers = {key: tables[key] for key in _LAYERS if key in tables}
+    layers = recipe.merge(layers, _section(tables, "scale", scale.value, [entry.value for entry in Scale], label))
+    by_task = _section(tables, "task", task.name, list(TASKS), label)
+    tiers = [entry.value for entry in Tier]
+    layers = recipe.merge(layers, {key: value for key, value in by_task.items() if key not in tiers})
+    if tier is not None:
+        layers = recipe.merge(layers, by_task.get(tier.value, {}))
+    layers = recipe.merge(layers, recipe.parse_overrides(settings))
+    for key in layers:
+        if key not in _LAYERS:
+            raise UserError(f"{label}: {unknown('key', key, _LAYERS)}")
+    if "algorithm" not in tables:
+        raise UserError(f"{label}: key 'algorithm' is missing; valid: {', '.join(algorithms.ALGORITHMS)}")
+    algorithm = algorithms.find(tables["algorithm"])
+    return TrainRecipe(
+        name=Path(source).stem if str(source).endswith(".toml") else str(source),
+        scale=scale,
+        algorithm=tables["algorithm"],
+        run=recipe.fill(RunConfig, layers.get("run", {}), label, "run"),
+        optimizer=recipe.fill(OptimizerConfig, layers.get("optimizer", {}), label, "optimizer"),
+        options=recipe.fill(algorithm.options_type, layers.get("options", {}), label, "options"),
+    )
+
+
+def _with_base(source: str | Path) -> tuple[dict[str, Any], str]:
+    """A recipe laid over the recipe that its `base` names (a bundled name, or a path beside the file)."""
+    tables, label = recipe.read(source, "train")
+    base = tables.pop("base", None)
+    seen = {str(source)}
+    while base is not None:
+        if base in seen:
+            raise UserError(f"{label}: base = {base!r} leads back to itself")
+        seen.add(base)
+        beside = Path(source).parent / base
+        below, _ = recipe.read(beside if beside.suffix == ".toml" else base, "train")
+        base = below.pop("base", None)
+        tables = recipe.merge(below, tables)
+    return tables, label
+
+
+def _section(tables: Mapping[str, Any], kind: str, name: str, valid: list[str], label: str) -> dict[str, Any]:
+    sections = tables.get(kind, {})
+    for key in sections:
+        if key not in valid:
+            raise UserError(f"{label}: {unknown(f'section in [{kind}]', key, valid)}")
+    return sections.get(name, {})

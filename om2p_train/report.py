@@ -1,0 +1,149 @@
+"""Tables and figures from run folders. Nothing is shown that the folders do not contain."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from om2p_data.envs.registry import Task, find
+from om2p_data.errors import UserError
+from om2p_train.trainer import EVALUATIONS_FILE, RUN_FILE
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder says.
+
+    Attributes:
+        name: the recipe's name.
+        task: row of the task table.
+        dataset: data set id; dataset_return: its mean team return.
+        random_return: mean return of uniform actions, measured when the run started.
+        updates: [U], when the policy was evaluated.
+        returns: [U, S], mean over the evaluation episodes of every seed.
+        scale: scale of the recipe.
+    """
+
+    name: str
+    task: Task
+    dataset: str
+    dataset_return: float
+    random_return: float
+    updates: np.ndarray
+    returns: np.ndarray
+    scale: str
+
+    @property
+    def final(self) -> np.ndarray:
+        """Returns of the final policy, one a seed, [S]."""
+        return self.returns[-1]
+
+
+def read(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: not a run folder, or the run has not finished.
+    """
+    try:
+        facts = json.loads((folder / RUN_FILE).read_text())
+    except OSError:
+        raise UserError(f"{folder} is not a run folder: it has no {RUN_FILE}") from None
+    if not facts["finished"]:
+        raise UserError(f"the run in {folder} has not finished")
+    by_update: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with (folder / EVALUATIONS_FILE).open(newline="") as file:
+        for row in csv.DictReader(file):
+            by_update[int(row["update"])][int(row["seed"])].append(float(row["return"]))
+    returns = [[np.mean(by_seed[seed]) for seed in facts["seeds"]] for by_seed in by_update.values()]
+    return Run(
+        name=facts["recipe_name"],
+        task=find(facts["task"]),
+        dataset=facts["dataset"],
+        dataset_return=facts["dataset_return_mean"],
+        random_return=facts["random_return_mean"],
+        updates=np.array(list(by_update)),
+        returns=np.array(returns),
+        scale=facts["scale"],
+    )
+
+
+def read_all(folders: Sequence[Path]) -> list[Run]:
+    """Runs on one data set, in the given order.
+
+    Raises:
+        UserError: no runs, or runs on different data sets.
+    """
+    runs = [read(folder) for folder in folders]
+    if not runs:
+        raise UserError("name at least one run folder")
+    datasets = sorted({run.dataset for run in runs})
+    if len(datasets) > 1:
+        raise UserError(f"these runs learned from different data sets: {', '.join(datasets)}; report one at a time")
+    return runs
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Final returns of runs on one data set as a Markdown table: mean ± sample standard deviation over seeds."""
+    task = runs[0].task
+    rows = [
+        ("policy", "return", "normalised", "seeds"),
+        ("random actions", *_score(np.array([runs[0].random_return]), task), ""),
+        ("data set mean", *_score(np.array([runs[0].dataset_return]), task), ""),
+        *((run.name, *_score(run.final, task), str(len(run.final))) for run in runs),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        first, *rest = row
+        padded = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    scales = "/".join(sorted({run.scale for run in runs}))
+    title = f"{runs[0].dataset}, scale {scales}: final policy, mean ± std over seeds"
+    return "\n".join([title, "", line(rows[0]), line(rule), *(line(row) for row in rows[1:])])
+
+
+def curves(runs: Sequence[Run], path: Path) -> None:
+    """Return against updates: one line a run (mean over seeds), shaded from its worst to its best seed.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for run in runs:
+        (line,) = axes.plot(run.updates, run.returns.mean(1), marker="o", markersize=3, label=run.name)
+        axes.fill_between(run.updates, run.returns.min(1), run.returns.max(1), color=line.get_color(), alpha=0.2, lw=0)
+    axes.axhline(runs[0].dataset_return, color="0.35", ls="--", lw=1, label="data set mean")
+    axes.axhline(runs[0].random_return, color="0.65", ls=":", lw=1, label="random actions")
+    axes.set(xlabel="updates", ylabel="team return", title=runs[0].dataset)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="best")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        plt.close(figure)
+
+
+def _score(returns: np.ndarray, task: Task) -> tuple[str, str]:
+    normalized = np.array([task.normalized(value) for value in returns])
+    if len(returns) == 1:
+        return f"{returns[0]:.1f}", f"{normalized[0]:.1f}"
+    raw = f"{returns.mean():.1f} ± {returns.std(ddof=1):.1f}"
+    return raw, f"{normalized.mean():.1f} ± {normalized.std(ddof=1):.1f}"
