@@ -525,6 +525,11 @@ def resize_an_array(folder: Path) -> None:
         file.create_dataset("episode_2/actions/agent_1", data=np.zeros((5000, 2), dtype=np.float32))
 
 
+def widen_an_attribute(folder: Path) -> None:
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        file["episode_2"].attrs["seed"] = np.arange(1000)
+
+
 def change_a_value(folder: Path) -> None:
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
         array = file["episode_2/actions/agent_1"]
@@ -554,6 +559,7 @@ def change_a_value(folder: Path) -> None:
         (lambda f: os.truncate(f / "data" / "main_data.hdf5", 20_000), r"main_data\.hdf5 is damaged"),
         (lambda f: (f / "data" / "main_data.hdf5").write_text("no"), r"main_data\.hdf5 is damaged"),
         (resize_an_array, r"main_data\.hdf5 is damaged"),
+        (widen_an_attribute, "is damaged .* attribute seed is not a single value"),
         (change_a_value, r"main_data\.hdf5 was changed after it was written"),
     ],
 )
