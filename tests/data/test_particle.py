@@ -368,6 +368,19 @@ def test_restart_hands_over_what_the_step_led_to(name: str):
     assert not np.array_equal(start[:, 4 * bodies :], before[:, 4 * bodies :])
 
 
+@each_scenario
+def test_starts_are_uniform_and_at_rest(scenario: str):
+    env, landmark_range = particle_env(TASK_OF[scenario], 4000), 1.0 if scenario == "simple_spread" else 0.9
+    env.reset(seed=0)
+    np.testing.assert_array_equal(env._vel, 0)
+    for places, half in ((env._pos, 1.0), (env._landmarks, landmark_range)):
+        columns = places.reshape(len(places), -1) / half  # [E, 2 n]
+        assert (np.abs(columns).max(axis=0) <= 1).all()
+        assert (np.abs(columns).max(axis=0) > 0.998).all()
+        np.testing.assert_allclose(columns.mean(axis=0), 0, atol=0.04)
+        np.testing.assert_allclose(np.cov(columns.T), np.eye(columns.shape[1]) / 3, atol=0.03)
+
+
 @each_task
 def test_returned_arrays_are_never_written_again(name: str):
     env, rng = particle_env(name, 3), np.random.default_rng(0)
