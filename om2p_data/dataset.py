@@ -43,7 +43,7 @@ __all__ = [
     "write",
 ]
 
-_HDF5_BYTES_PER_EPISODE = 5_000  # object headers, measured; checked against the free space only
+_HDF5_BYTES_PER_EPISODE = 3_000  # object headers, measured; checked against the free space only
 
 
 @dataclass(frozen=True, eq=False)

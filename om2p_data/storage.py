@@ -87,17 +87,17 @@ def make_namespaces(root: Path, task: str) -> Path:
 def replacing(final: Path) -> Iterator[Path]:
     """A hidden folder beside `final`, to be filled; it takes `final`'s place when the block ends without an error.
 
-    Killed at any moment, it leaves under the final name what was there before or the complete new folder; Minari
-    does not look into hidden folders, and the next call removes what a killed one left. Files are to be synced by
-    whoever writes them.
+    Killed at any moment, it leaves under the final name what was there before (after `restore`, if it was killed
+    between the two renames of the swap) or the complete new folder. Minari does not look into hidden folders, and the
+    next call removes what a killed one left. Files are to be synced by whoever writes them.
 
     Raises:
         BlockingIOError: another process is filling the same folder.
         OSError: the folder cannot be written; everything written is removed.
     """
-    partial = final.with_name(f".{final.name}.partial")
+    partial = _partial(final)
     partial.mkdir(exist_ok=True)
-    with _locked(partial):
+    with _locked(partial, wait=False):
         try:
             for left in partial.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -115,9 +115,12 @@ def restore(final: Path) -> None:
     Raises:
         OSError: there is such a folder and it cannot be renamed.
     """
-    replaced = _replaced(final)
-    if not final.exists() and replaced.exists():
-        replaced.rename(final)
+    if final.exists() or not _replaced(final).exists():
+        return
+    partial = _partial(final)
+    # A writer that is alive holds the lock and is about to finish the swap by itself.
+    with _locked(partial, wait=True) if partial.exists() else contextlib.nullcontext():
+        _bring_back(final)
 
 
 def sync(file: IO) -> None:
@@ -145,8 +148,17 @@ def reason(error: BaseException) -> str:
     return from_system[1] if from_system else (str(error) or type(error).__name__).splitlines()[0]
 
 
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
 def _replaced(final: Path) -> Path:
     return final.with_name(f".{final.name}.replaced")
+
+
+def _bring_back(final: Path) -> None:
+    if not final.exists() and _replaced(final).exists():
+        _replaced(final).rename(final)
 
 
 def _swap(partial: Path, final: Path) -> None:
@@ -157,14 +169,14 @@ def _swap(partial: Path, final: Path) -> None:
     try:
         partial.rename(final)
     except OSError:
-        restore(final)
+        _bring_back(final)
         raise
     sync_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Hold the folder's lock, which ends with the process however it ends; without one where there are no locks."""
     if sys.platform == "win32":
         yield
@@ -172,7 +184,7 @@ def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError:

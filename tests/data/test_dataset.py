@@ -432,8 +432,11 @@ def test_overwriting_keeps_the_old_set_until_the_new_one_is_complete(monkeypatch
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_swap_that_was_killed_halfway_is_undone() -> None:
+@pytest.mark.parametrize("partial", [True, False])
+def test_a_swap_that_was_killed_halfway_is_undone(partial: bool) -> None:
     folder = write()
+    if partial:
+        shutil.copytree(folder, folder.with_name(f".{folder.name}.partial"))
     folder.rename(folder.with_name(f".{folder.name}.replaced"))
     assert dataset.load(CN_ID).episodes.num_episodes == 7
 
