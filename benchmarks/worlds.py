@@ -1,0 +1,218 @@
+"""Steps a second of every world, bare and with a team's networks in the loop, beside the packages others use.
+
+One step is a joint step of all agents of one copy. All figures of a table come from one run, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import QUIET_POOLS, RESULTS, ensure_environment, measure_rates, print_table, write_results
+from tqdm import tqdm
+
+from om2p_data.envs import TASKS, Family, Task, find, make
+
+PACKAGES = ("om2p", "numpy", "numba", "torch", "mujoco", "gymnasium", "gymnasium-robotics", "pettingzoo", "mpe2")
+COPIES = {Family.PARTICLE: (64, 1024), Family.LOCOMOTION: (64, 256, 1024)}
+TEAMS = {"64x64": (64, 64), "4x512": (512, 512, 512, 512)}
+
+Loop = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table: `copies` of `task` in `package`, stepped by `threads`, acted for by `team`."""
+
+    task: str
+    package: str
+    team: str
+    copies: int
+    threads: int
+
+
+# ----------------------------------------------------------------------------------------------------------- ours
+
+
+class Team:
+    """Networks of all agents stacked, relu inside and tanh on top, float32."""
+
+    def __init__(self, task: Task, hidden: Sequence[int]):
+        generator = torch.Generator().manual_seed(0)
+        n = task.num_agents
+        self.inner = [
+            (torch.randn(n, i, o, generator=generator) / i**0.5, torch.zeros(n, 1, o))  # [N, I, O]
+            for i, o in pairwise([task.obs_dim, *hidden])
+        ]
+        self.head = torch.randn(n, task.act_dim, hidden[-1], generator=generator) / hidden[-1] ** 0.5  # [N, A, I]
+        self.head_bias = torch.zeros(n, task.act_dim, 1)
+
+    @torch.inference_mode()
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """[E, N, O] -> [E, N, A]."""
+        x = torch.from_numpy(obs).transpose(0, 1)  # [N, E, O]
+        for weight, bias in self.inner:
+            x = torch.baddbmm(bias, x, weight).relu_()
+        # Matrix products with two or three columns are slow, with two or three rows they are six times faster.
+        actions = torch.baddbmm(self.head_bias, self.head, x.transpose(1, 2)).tanh_()  # [N, A, E]
+        return actions.permute(2, 0, 1).numpy()
+
+
+def our_loop(case: Case) -> Loop:
+    """Steps of one of our vector worlds, about a millisecond or one step a call."""
+    task = find(case.task)
+    env = make(case.task, case.copies, seed=0, threads=case.threads)
+    steps = max(1, 2000 // case.copies) if task.family is Family.PARTICLE else 1
+    obs = env.reset()
+    rng = np.random.default_rng(0)
+    random_actions = rng.uniform(-1, 1, (case.copies, task.num_agents, task.act_dim)).astype(np.float32)
+    team = Team(task, TEAMS[case.team]) if case.team in TEAMS else None
+
+    def loop() -> int:
+        nonlocal obs
+        torch.set_num_threads(case.threads)
+        for _ in range(steps):
+            obs, *_ = env.step(random_actions if team is None else team.act(obs))
+        return steps * case.copies
+
+    return loop
+
+
+# ---------------------------------------------------------------------------------------------------------- peers
+
+
+def parallel_loop(build: Callable, steps: int = 25) -> Loop:
+    """One copy of a PettingZoo parallel environment under fixed random actions."""
+    env = build()
+    env.reset(seed=0)
+    actions = {agent: env.action_space(agent).sample() for agent in env.agents}
+
+    def loop() -> int:
+        for _ in range(steps):
+            if not env.agents:
+                env.reset()
+            env.step(actions)
+        return steps
+
+    return loop
+
+
+def gymnasium_loop(build: Callable, steps: int = 25) -> Loop:
+    """One copy of a Gymnasium environment under fixed random actions."""
+    env = build()
+    env.reset(seed=0)
+    action = env.action_space.sample()
+
+    def loop() -> int:
+        for _ in range(steps):
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+        return steps
+
+    return loop
+
+
+def peer_loops(task: Task) -> dict[str, Callable[[], Loop]]:
+    """The nearest worlds that other packages offer; the first is what the ratios refer to."""
+    if task.scenario == "HalfCheetah":
+        import gymnasium
+        from gymnasium_robotics import mamujoco_v1
+
+        def mamujoco():
+            return mamujoco_v1.parallel_env("HalfCheetah", "2x3", agent_obsk=0, global_categories=())
+
+        return {
+            "gymnasium-robotics": lambda: parallel_loop(mamujoco),
+            "gymnasium": lambda: gymnasium_loop(lambda: gymnasium.make("HalfCheetah-v5")),
+        }
+    from mpe2 import simple_spread_v3, simple_tag_v3, simple_world_comm_v3
+
+    builds = {
+        "simple_spread": lambda: simple_spread_v3.parallel_env(N=3, continuous_actions=True),
+        "simple_tag": lambda: simple_tag_v3.parallel_env(num_good=1, num_adversaries=3, continuous_actions=True),
+        "simple_world": lambda: simple_world_comm_v3.parallel_env(
+            num_good=1, num_adversaries=3, continuous_actions=True
+        ),
+    }
+    return {"mpe2": lambda: parallel_loop(builds[task.scenario])}
+
+
+# ----------------------------------------------------------------------------------------------------------- main
+
+
+def cases_of(task: Task, thread_counts: Sequence[int], teams: Sequence[str]) -> list[Case]:
+    """Our lines of one task."""
+    return [
+        Case(task.alias, "om2p", team, copies, threads)
+        for team in teams
+        for copies in COPIES[task.family]
+        for threads in thread_counts
+    ]
+
+
+def build_loops(cases: Sequence[Case]) -> dict[Case, Loop]:
+    """The peers' loops of the tasks in `cases`, then ours."""
+    loops: dict[Case, Loop] = {}
+    # gymnasium's body files make MuJoCo warn and leave a log in the working directory.
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        warnings.simplefilter("ignore")
+        for alias in dict.fromkeys(case.task for case in cases):
+            for package, build in peer_loops(find(alias)).items():
+                loops[Case(alias, package, "-", 1, 1)] = build()
+    return loops | {case: our_loop(case) for case in cases}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    aliases = [task.alias for task in TASKS.values()]
+    parser.add_argument("--worlds", nargs="+", choices=aliases, default=aliases, help="which worlds (default: all)")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="thread counts (default: 1 2)")
+    parser.add_argument("--wide", action="store_true", help="also with the papers' 4x512 networks")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each line (default: 7)")
+    parser.add_argument("--seconds", type=float, default=0.25, help="length of one measurement (default: 0.25)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "worlds.json", help="result file")
+    options = parser.parse_args()
+    environment = ensure_environment(QUIET_POOLS)
+
+    teams = ["-", "64x64", *(["4x512"] if options.wide else [])]
+    cases = [case for alias in options.worlds for case in cases_of(find(alias), options.threads, teams)]
+    loops = build_loops(cases)
+    with tqdm(total=len(loops) * options.repeats, unit="run", leave=False) as progress:
+        rates = measure_rates(loops, options.repeats, options.seconds, progress.update)
+
+    reference = {alias: next(case for case in loops if case.task == alias) for alias in options.worlds}
+    rows = [
+        {
+            "world": case.task,
+            "package": case.package,
+            "team": case.team,
+            "copies": case.copies,
+            "threads": case.threads,
+            "steps/s": round(rate.median),
+            "lowest": round(rate.low),
+            "highest": round(rate.high),
+            "steps/cpu s": round(rate.per_cpu_second),
+            "ratio": round(rate.median / rates[reference[case.task]].median, 2),
+            "cpu ratio": round(rate.per_cpu_second / rates[reference[case.task]].per_cpu_second, 2),
+        }
+        for alias in options.worlds
+        for case, rate in rates.items()
+        if case.task == alias
+    ]
+    print_table(rows)
+    print("Medians of steps a second, and of steps a second of processor time; ratios to the first line of each world.")
+    settings = {"repeats": options.repeats, "seconds": options.seconds, "environment": environment}
+    write_results(options.output, rows, settings, *PACKAGES)
+
+
+if __name__ == "__main__":
+    main()
