@@ -35,7 +35,7 @@ class Task:
     """One row of the task table.
 
     `agents` are the controlled agents in index order (a frozen prey is part of the world, not an agent).
-    `store_state` says whether data sets hold the global state, which they do where the observations do not determine it.
+    `store_state` says whether data sets hold the global state: they do where the observations do not determine it.
     The team reward is the mean over agents of their rewards in every task. `expert_share` is the share of expert
     transitions in the medium-expert tier (OM2P paper, section 5: 10% in particle worlds, 0.1% in MuJoCo).
     """

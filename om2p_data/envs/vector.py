@@ -73,5 +73,5 @@ class VectorEnv(abc.ABC):
     def render(self, index: int = 0) -> np.ndarray:
         """Picture of copy `index`, uint8 [height, width, 3]."""
 
-    def close(self) -> None:
-        """Release what the world holds (renderers, thread pools)."""
+    def close(self) -> None:  # noqa: B027 (most worlds hold nothing)
+        """Release what the world holds (a renderer)."""

@@ -1,0 +1,46 @@
+# Everything sets itself up: `make demo` and `make test` work on a machine with Python 3.11+ and nothing else installed.
+#
+#   TORCH="torch>=2.6"   another PyTorch requirement (default: a CPU release known to work)
+#   PYTHON=python3.12    another interpreter
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+SEEDS ?= 0-2
+
+BIN := $(VENV)/bin
+DEMO := demo
+DATASET := om2p/cooperative-navigation/medium-v0
+
+.PHONY: demo test lint clean
+
+# PyTorch first and on its own: a bare `torch` requirement would pull gigabytes of GPU libraries.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed, $(PYTHON) is older; set PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+# A behaviour team is trained online and rolled out into a data set; BC and OM2P learn from that data set alone.
+demo: export OM2P_HOME := $(DEMO)/behaviour
+demo: export MINARI_DATASETS_PATH := $(DEMO)/datasets
+demo: $(VENV)/.installed
+	rm -rf $(DEMO)
+	$(BIN)/om2p-data generate --env cn --tier medium --transitions 100000
+	$(BIN)/om2p-train run --algo bc --dataset $(DATASET) --seeds $(SEEDS) --out $(DEMO)/runs/bc
+	$(BIN)/om2p-train run --algo om2p --dataset $(DATASET) --seeds $(SEEDS) --out $(DEMO)/runs/om2p
+	$(BIN)/om2p-train render $(DEMO)/runs/om2p/policies/seed0.safetensors --episodes 4 --out $(DEMO)/episode.gif
+	$(BIN)/om2p-train report $(DEMO)/runs/bc $(DEMO)/runs/om2p --out $(DEMO)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info

@@ -1,0 +1,81 @@
+"""Small data sets for the learners, made in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from om2p_data.dataset import Dataset
+from om2p_data.envs.registry import Family, PublishedReturns, Task
+from om2p_data.episodes import Episodes
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small networks gain nothing from a second thread and lose much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def toy_task(num_agents: int, obs_dim: int, act_dim: int, horizon: int) -> Task:
+    return Task(
+        name="toy",
+        alias="toy",
+        family=Family.PARTICLE,
+        scenario="toy",
+        agents=tuple(f"agent_{i}" for i in range(num_agents)),
+        obs_dim=obs_dim,
+        act_dim=act_dim,
+        state_dim=1,
+        horizon=horizon,
+        store_state=False,
+        expert_share=0.1,
+        returns=PublishedReturns(0, 0, 0, 1, 0, 1),
+        summary="a problem with a known answer",
+    )
+
+
+def toy_dataset(
+    obs: np.ndarray, actions: np.ndarray, rewards: np.ndarray, *, terminal: bool, length: int = 1
+) -> Dataset:
+    """A data set of equally long episodes.
+
+    Args:
+        obs: [E, T + 1, N, O]. actions: [E, T, N, A]. rewards: [E, T, N].
+        terminal: whether episodes end by termination (else by a time limit).
+        length: T.
+    """
+    episodes, _, agents, obs_dim = obs.shape
+    over = np.zeros((episodes, length, agents), bool)
+    over[:, -1] = True
+    none = np.zeros_like(over)
+    flat = Episodes(
+        obs=obs.reshape(-1, agents, obs_dim).astype(np.float32),
+        actions=actions.reshape(episodes * length, agents, -1).astype(np.float32),
+        rewards=rewards.reshape(-1, agents).astype(np.float32),
+        terminated=(over if terminal else none).reshape(-1, agents),
+        truncated=(none if terminal else over).reshape(-1, agents),
+        state=None,
+        lengths=np.full(episodes, length, np.int64),
+        policy=np.zeros(episodes, np.int32),
+        seed=np.zeros(episodes, np.int64),
+    )
+    task = toy_task(agents, obs_dim, actions.shape[-1], length)
+    return Dataset("om2p/toy/random-v0", {"content_hash": "", "tier": "random"}, task, (), flat)
+
+
+@pytest.fixture
+def random_dataset() -> Dataset:
+    """2 agents, obs 5, act 2, 40 episodes of 6 steps, uniform numbers."""
+    rng = np.random.default_rng(0)
+    shape = (40, 6, 2)
+    return toy_dataset(
+        rng.uniform(-1, 1, (40, 7, 2, 5)),
+        rng.uniform(-1, 1, (*shape, 2)),
+        rng.uniform(-1, 1, shape),
+        terminal=False,
+        length=6,
+    )
