@@ -110,10 +110,6 @@ class Replay:
             seed: written beside every episode.
         """
         order = (np.arange(self.steps - len(self), self.steps)) % self._capacity
-        if self.steps > self._capacity:
-            # The oldest episodes are partly overwritten: begin where every world has just ended one.
-            over = (self._terminated[order] | self._truncated[order]).all(1)
-            order = order[np.flatnonzero(over)[0] + 1 :]
         flags = (self._terminated[order], self._truncated[order])
         terminated, truncated = (np.repeat(flag[:, :, None], self._task.num_agents, 2) for flag in flags)
         return cut(
@@ -127,6 +123,7 @@ class Replay:
             truncated,
             seed=seed,
             keep_state=self._task.store_state,
+            from_reset=self.steps <= self._capacity,  # later, the oldest episodes are partly overwritten
         )
 
 
