@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,10 +20,10 @@ import torch
 from common import QUIET_POOLS, RESULTS, ensure_environment, measure_rates, print_table, write_results
 from tqdm import tqdm
 
-from om2p_data.envs import TASKS, Family, Task, find, make
+from om2p_data.envs import TASKS, Family, Task, find, make, parallel_env
 
 PACKAGES = ("om2p", "numpy", "numba", "torch", "mujoco", "gymnasium", "gymnasium-robotics", "pettingzoo", "mpe2")
-COPIES = {Family.PARTICLE: (64, 1024), Family.LOCOMOTION: (64, 256, 1024)}
+COPIES = {Family.PARTICLE: (64, 1024, 4096), Family.LOCOMOTION: (64, 256, 1024)}
 TEAMS = {"64x64": (64, 64), "4x512": (512, 512, 512, 512)}
 
 Loop = Callable[[], int]
@@ -160,7 +161,7 @@ def cases_of(task: Task, thread_counts: Sequence[int], teams: Sequence[str]) -> 
 
 
 def build_loops(cases: Sequence[Case]) -> dict[Case, Loop]:
-    """The peers' loops of the tasks in `cases`, then ours."""
+    """One copy of each task of `cases` in the peers' packages and in ours, then `cases`."""
     loops: dict[Case, Loop] = {}
     # gymnasium's body files make MuJoCo warn and leave a log in the working directory.
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -168,6 +169,7 @@ def build_loops(cases: Sequence[Case]) -> dict[Case, Loop]:
         for alias in dict.fromkeys(case.task for case in cases):
             for package, build in peer_loops(find(alias)).items():
                 loops[Case(alias, package, "-", 1, 1)] = build()
+            loops[Case(alias, "om2p as PettingZoo", "-", 1, 1)] = parallel_loop(partial(parallel_env, alias))
     return loops | {case: our_loop(case) for case in cases}
 
 

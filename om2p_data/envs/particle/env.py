@@ -21,8 +21,9 @@ SCENARIOS: dict[str, ModuleType] = {
 }
 
 
-# Waking a thread costs about as much as stepping a hundred copies, so a thread with a smaller share is a loss.
-_COPIES_PER_THREAD = 256
+# Waking a thread takes up to 0.1 ms (in a virtual machine), in which time one thread steps a thousand copies: a smaller
+# share for each is a loss.
+_COPIES_PER_THREAD = 1024
 
 
 class ParticleEnv(VectorEnv):
