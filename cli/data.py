@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from .common import Quiet, Settings, guarded
 
 app = typer.Typer(
@@ -96,8 +97,11 @@ def train_behavior(
         raise unknown("level", until, levels)
     task = find(env)
     config = tiers.load_recipe(task, recipe, parse_overrides(set_ or [])).behavior
-    for level in levels[: levels.index(until) + 1]:
-        card = training.obtain(task, until if level == until else level, config, seed, progress=not quiet).card
+    wanted = levels[: levels.index(until) + 1]
+    # The highest first: its training crosses the lower levels on the way.
+    cards = {level: training.obtain(task, level, config, seed, progress=not quiet).card for level in reversed(wanted)}
+    for level in wanted:
+        card = cards[level]
         print(f"{level}: return {card['return_mean']:.1f} ± {card['return_std']:.1f}", end=" ")
         print(f"after {card['updates']:,} updates, {card['env_steps']:,} steps, {card['seconds']:.0f} s")
     print(f"in {training.run_folder(task, config, seed)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from .common import Quiet, Settings, guarded, parse_seeds
 
 app = typer.Typer(
@@ -29,7 +30,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<task>/<tier>/<recipe>.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of data sets. Default: Minari's.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there already.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
+    tensorboard: Annotated[
+        bool | None,
+        typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard events. Default: if it is installed."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.", min=1)] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -48,9 +52,9 @@ def run(
     chosen = parse_seeds(seeds)
     config.check_exists(algo)
     data = datasets.load(dataset, root)
-    tier = Tier(data.metadata["tier"])
+    tier = next((entry for entry in Tier if entry.value == data.metadata["tier"]), None)
     recipe = config.load(algo, data.task, tier, config.Scale(scale), set_ or [])
-    folder = out or Path("runs", data.task.name, tier.value, recipe.name)
+    folder = out or Path("runs", data.task.name, data.metadata["tier"], recipe.name)
     trainer.train(
         data,
         recipe,

@@ -13,6 +13,7 @@ Results (means, tables, curves) are computed from these files later, by `report`
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import platform
 import shutil
@@ -47,6 +48,8 @@ from om2p_train.streams import INITIALISATION, SAMPLING, SeedStreams
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_RANDOM_STEPS = 25_000  # for the mean return of uniform actions: 1,000 particle episodes, 25 of HalfCheetah
+
 RUN_FILE, EVALUATIONS_FILE, METRICS_FILE = "run.json", "evaluations.csv", "metrics.csv"
 
 
@@ -58,7 +61,7 @@ def train(
     *,
     device: str = "cpu",
     overwrite: bool = False,
-    tensorboard: bool = False,
+    tensorboard: bool | None = None,
     progress: bool = True,
 ) -> Path:
     """Train a recipe on a data set, all seeds stacked in one run.
@@ -70,7 +73,7 @@ def train(
         folder: where the run's files go.
         device: torch device.
         overwrite: replace a run that is there already.
-        tensorboard: write event files too.
+        tensorboard: write event files too; None writes them where TensorBoard is installed.
         progress: whether to show a bar.
 
     Returns:
@@ -121,8 +124,12 @@ def _loop(
 class _Writers:
     """The files of one run."""
 
-    def __init__(self, folder: Path, overwrite: bool, agents: Sequence[str], seeds: list[int], tensorboard: bool):
+    def __init__(
+        self, folder: Path, overwrite: bool, agents: Sequence[str], seeds: list[int], tensorboard: bool | None
+    ):
         self._folder, self._agents, self._seeds = folder, agents, seeds
+        if tensorboard is None:
+            tensorboard = importlib.util.find_spec("tensorboard") is not None
         event_writer = _event_writer() if tensorboard else None
         if (folder / RUN_FILE).exists():
             if not overwrite:
@@ -212,7 +219,7 @@ def _facts(dataset: Dataset, recipe: TrainRecipe, seeds: list[int], device: torc
         "dataset": dataset.id,
         "dataset_hash": dataset.metadata["content_hash"],
         "dataset_return_mean": float(returns.mean()),
-        "random_return_mean": float(_random_returns(dataset.task, recipe).mean()),
+        "random_return_mean": float(_random_returns(dataset.task).mean()),
         "seeds": seeds,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {platform.machine()}",
         "threads": torch.get_num_threads(),
@@ -222,8 +229,9 @@ def _facts(dataset: Dataset, recipe: TrainRecipe, seeds: list[int], device: torc
     }
 
 
-def _random_returns(task: Task, recipe: TrainRecipe) -> np.ndarray:
-    return team_returns(UniformPolicy(task), make(task.name, recipe.run.evaluation_episodes), seed=0)
+def _random_returns(task: Task) -> np.ndarray:
+    episodes = _RANDOM_STEPS // task.horizon
+    return team_returns(UniformPolicy(task), make(task.name, episodes), seed=0)
 
 
 def _commit() -> str | None:
