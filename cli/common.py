@@ -18,21 +18,18 @@ from om2p_data.errors import UserError
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set run.updates=1000. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe: table.key=value. Repeatable."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def guarded(app: Callable[[], object]) -> None:
-    """Run a command line; bad input ends it with one line and exit code 2, Ctrl-C with 130."""
+    """Run a command line; bad input ends it with one line and exit code 2."""
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the key, file or option and says what would be right."""
+    """Bad input. The message is one line that names the key, file or option and says what would be right.
+
+    Args:
+        message: reasons quoted from libraries may have several lines; they are joined.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 def nearest(value: str, valid: Iterable[str], limit: int = 3) -> list[str]:

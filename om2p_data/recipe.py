@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -14,9 +15,9 @@ from om2p_data.errors import UserError, unknown
 
 
 class Record(BaseModel):
-    """Base of all recipe records: frozen, and an unknown key is an error."""
+    """Base of all recipe records: frozen, finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 R = TypeVar("R", bound=Record)
@@ -39,17 +40,20 @@ def read(source: str | Path, folder: str) -> tuple[dict[str, Any], str]:
         The parsed tables and a name for error messages.
 
     Raises:
-        UserError: no such recipe, or it is not TOML.
+        UserError: no such recipe, it cannot be read, or it is not TOML.
     """
     path = Path(source)
     if path.suffix == ".toml":
         if not path.is_file():
             raise UserError(f"recipe file {path} does not exist; bundled recipes: {', '.join(bundled(folder))}")
-        text, label = path.read_text(), str(path)
+        try:
+            text, label = path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe file {path} cannot be read: {error}") from error
     else:
         if str(source) not in bundled(folder):
             raise unknown("recipe", str(source), bundled(folder))
-        text = resources.files("om2p_recipes").joinpath(folder, f"{source}.toml").read_text()
+        text = resources.files("om2p_recipes").joinpath(folder, f"{source}.toml").read_text(encoding="utf-8")
         label = f"recipe {source}"
     try:
         return tomllib.loads(text), label
@@ -67,7 +71,7 @@ def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
-    """`["algorithm.eta=0.5", ...]` -> nested tables. Values are TOML; what is not TOML is taken as a string.
+    """`["options.eta=0.5", ...]` -> nested tables. Values are TOML; what is not TOML is taken as a string.
 
     Raises:
         UserError: a setting without "=".
@@ -76,7 +80,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"--set takes key=value (e.g. --set algorithm.eta=0.5), not {setting!r}")
+            raise UserError(f"--set takes key=value (e.g. --set table.key=0.5), not {setting!r}")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -102,7 +106,8 @@ def fill(model: type[R], values: Mapping[str, Any], label: str, prefix: str = ""
         UserError: unknown key (with the nearest valid ones), wrong type or impossible value; the first is named.
     """
     try:
-        return model.model_validate(values)
+        # JSON is what TOML's types map to one to one; strict, so that "64" and true are no numbers.
+        return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([*([prefix] if prefix else []), *(str(part) for part in first["loc"])])

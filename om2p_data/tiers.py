@@ -147,9 +147,10 @@ class _Collector:
         return Collected(episodes, [_from_milestone(milestone, episodes)])
 
     def mix(self, transitions: int, share: float) -> Collected:
-        # Expert training passes the medium level on its way, so asking for it first trains once, not twice.
-        self._milestone(EXPERT)
         wanted = {MEDIUM: round(transitions * (1.0 - share)), EXPERT: round(transitions * share)}
+        if wanted[EXPERT] > 0:
+            # Expert training passes the medium level on its way, so asking for it first trains once, not twice.
+            self._milestone(EXPERT)
         parts = [self.level(level, count) for level, count in wanted.items() if count > 0]
         episodes = Episodes.concatenate([part.episodes for part in parts], policy_offsets=range(len(parts)))
         return Collected(episodes, [policy for part in parts for policy in part.policies])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class BehaviorConfig(Record):
     warmup_steps: int = Field(ge=0, description="environment steps of uniform actions before learning starts")
     updates_per_step: float = Field(gt=0, description="updates per step of all worlds")
     replay_size: int = Field(gt=0, description="transitions kept")
-    hidden: tuple[int, ...]
+    hidden: tuple[Annotated[int, Field(gt=0)], ...]
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(gt=0)
     gamma: float = Field(gt=0, lt=1)
@@ -66,6 +67,11 @@ class BehaviorConfig(Record):
     evaluate_every: int = Field(gt=0, description="updates between evaluations")
     evaluation_episodes: int = Field(gt=0)
     levels: Levels
+
+    @property
+    def replay_steps(self) -> int:
+        """Steps kept of every world."""
+        return -(-self.replay_size // self.num_envs)
 
     def fingerprint(self) -> str:
         """Twelve hex digits that change with any setting."""
@@ -84,7 +90,7 @@ class Milestone:
 
 def home() -> Path:
     """Where behaviour runs are kept: OM2P_HOME, or ~/.om2p."""
-    return Path(os.environ.get("OM2P_HOME", Path.home() / ".om2p"))
+    return Path(os.environ.get("OM2P_HOME", "~/.om2p")).expanduser()
 
 
 def run_folder(task: Task, config: BehaviorConfig, seed: int) -> Path:
@@ -113,10 +119,9 @@ def obtain_replay(
     milestone = obtain(task, MEDIUM, config, seed, progress=progress)
     path = run_folder(task, config, seed) / _REPLAY_FILE
     try:
-        arrays = load_file(path)
+        return Episodes.from_arrays(load_file(path)), milestone
     except Exception as error:
         raise UserError(f"cannot read the replay memory {path}: {error}; delete its folder to train anew") from error
-    return Episodes(**{"state": None, **arrays}), milestone
 
 
 def train(task: Task, config: BehaviorConfig, seed: int, *, until: str = EXPERT, progress: bool = True) -> Path:
@@ -133,8 +138,14 @@ def train(task: Task, config: BehaviorConfig, seed: int, *, until: str = EXPERT,
         The run's folder.
 
     Raises:
-        UserError: `max_steps` went by below the level, or the folder cannot be written.
+        UserError: `max_steps` went by below the level, the memory is too small, or the folder cannot be written.
     """
+    if config.replay_steps < max(2 * task.horizon, config.n_step):
+        needed = config.num_envs * max(2 * task.horizon, config.n_step)
+        raise UserError(
+            f"behavior.replay_size = {config.replay_size} is too small for {config.num_envs} worlds of {task.name}: "
+            f"two episodes of {task.horizon} steps in each, and behavior.n_step, take {needed}"
+        )
     folder = run_folder(task, config, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +181,9 @@ def train(task: Task, config: BehaviorConfig, seed: int, *, until: str = EXPERT,
                 "return_std": float(returns.std()),
             }
             evaluations.append(row)
-            while pending and row["return_mean"] >= getattr(config.levels, pending[0]):
+            # Before the first episodes have ended there is nothing to keep beside the policy.
+            ended = run.replay.steps >= task.horizon
+            while ended and pending and row["return_mean"] >= getattr(config.levels, pending[0]):
                 _keep(folder, pending.pop(0), run, row)
             bar.update(run.env_steps - bar.n)
             goal = f"{pending[0]} at {getattr(config.levels, pending[0]):g}" if pending else "done"
@@ -201,7 +214,7 @@ class _Run:
             reward_scale=config.reward_scale,
             seed=learner_seed,
         )
-        self.replay = Replay(task, config.num_envs, -(-config.replay_size // config.num_envs), replay_seed)
+        self.replay = Replay(task, config.num_envs, config.replay_steps, replay_seed)
         self._env = make(task.name, config.num_envs, world_seed)
         self._evaluation_env = make(task.name, config.evaluation_episodes)
         self._rng = np.random.default_rng(noise_seed)

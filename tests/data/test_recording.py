@@ -165,12 +165,12 @@ def test_rollout_gives_whole_episodes_and_no_more_than_needed(transitions: int, 
 
 
 def test_rollout_of_the_same_seed_on_one_and_two_threads() -> None:
-    """512 copies are enough to wake a second thread."""
+    """2048 copies are enough to wake a second thread."""
     policy = UniformPolicy(CN)
-    one, two = (rollout(policy, make("cn", 512, threads=n), 25_000, seed=3) for n in (1, 2))
-    assert one.num_transitions == 25_000
+    one, two = (rollout(policy, make("cn", 2048, threads=n), 50_000, seed=3) for n in (1, 2))
+    assert one.num_transitions == 50_000
     assert one.content_hash() == two.content_hash()
-    other = rollout(policy, make("cn", 512, threads=1), 25_000, seed=4)
+    other = rollout(policy, make("cn", 2048, threads=1), 50_000, seed=4)
     assert not np.isin(other.obs[other.episode_start, 0, 2], one.obs[one.episode_start, 0, 2]).any()
     assert not np.isin(other.actions[::25, 0, 0], one.actions[::25, 0, 0]).any()
 

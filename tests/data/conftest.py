@@ -1,0 +1,48 @@
+"""A behaviour recipe that trains in seconds, and the folder where its run is kept for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from om2p_data import tiers
+from om2p_data.envs.registry import find
+from om2p_data.tiers import DataRecipe
+
+# Fresh actors fly away and score 70-100; 135 takes about 400 updates of these small networks.
+TINY = {
+    "behavior": {
+        "num_envs": 32,
+        "max_steps": 150_000,
+        "warmup_steps": 1_600,
+        "replay_size": 150_000,
+        "hidden": [32, 32],
+        "batch_size": 128,
+        "evaluation_episodes": 100,
+        "levels": {"medium": 105.0, "expert": 135.0},
+    },
+    "collection": {"num_envs": 16},
+}
+
+
+@pytest.fixture
+def one_thread():
+    """Small networks gain nothing from a second thread and lose much where cores are shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> DataRecipe:
+    return tiers.load_recipe(find("cn"), None, TINY)
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Behaviour runs of the tiny recipe, trained by the first test that asks for one."""
+    return tmp_path_factory.mktemp("behaviour")
