@@ -156,7 +156,6 @@ def train(task: Task, config: BehaviorConfig, seed: int, *, until: str = EXPERT,
     evaluations: list[dict] = []
     started = time.perf_counter()
     with tqdm(
-        total=config.max_steps,
         desc=f"behaviour {task.alias}",
         unit="step",
         unit_scale=True,

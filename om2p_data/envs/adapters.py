@@ -53,8 +53,8 @@ class ParallelWorld(ParallelEnv):
         self.state_space = spaces.Box(-np.inf, np.inf, (task.state_dim,), np.float32)
         # The seed of a world that nobody seeds comes from the operating system, as in every PettingZoo environment.
         self._env = build(1, int(np.random.SeedSequence().generate_state(1)[0]))
+        self._env.auto_restart = False
         self._env.reset()
-        self._state = self._env.state()[0]
 
     def observation_space(self, agent: str) -> spaces.Box:
         return self.observation_spaces[agent]
@@ -65,7 +65,6 @@ class ParallelWorld(ParallelEnv):
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         del options  # the worlds have none
         obs = self._env.reset(seed)
-        self._state = self._env.state()[0]
         self.agents = list(self.possible_agents)
         return self._by_agent(obs), {agent: {} for agent in self.agents}
 
@@ -73,12 +72,10 @@ class ParallelWorld(ParallelEnv):
         if not self.agents:
             return {}, {}, {}, {}, {}
         joint = np.stack([np.asarray(actions[agent], np.float32) for agent in self.possible_agents])[None]
-        _, rewards, terminated, truncated = self._env.step(joint)
+        obs, rewards, terminated, truncated = self._env.step(joint)
         over = bool((terminated | truncated).any())
-        # The vector world has restarted by now if the episode is over; what the step led to is in `final_*`.
-        self._state = self._env.final_state[0]
         step = (
-            self._by_agent(self._env.final_obs),
+            self._by_agent(obs),
             {agent: float(value) for agent, value in self._by_agent(rewards).items()},
             {agent: bool(value) for agent, value in self._by_agent(terminated).items()},
             {agent: bool(value) for agent, value in self._by_agent(truncated).items()},
@@ -90,7 +87,7 @@ class ParallelWorld(ParallelEnv):
 
     def state(self) -> np.ndarray:
         """Global state, float32 [S]."""
-        return self._state
+        return self._env.state()[0]
 
     def render(self) -> np.ndarray | None:
         """Picture, uint8 [height, width, 3], or None without a render mode."""

@@ -178,7 +178,7 @@ class LocomotionEnv(VectorEnv):
         terminated = np.zeros(self.num_envs, dtype=bool)  # a cheetah on its back runs on
         truncated = self._age >= task.horizon
         ended = np.flatnonzero(terminated | truncated)
-        if ended.size:
+        if ended.size and self.auto_restart:
             self._restart(ended)
             self._age[ended] = 0
             obs, _ = self._observe()

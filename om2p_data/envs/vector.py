@@ -24,19 +24,21 @@ def available_threads(threads: int | None = None) -> int:
 class VectorEnv(abc.ABC):
     """E copies of one task. Arrays lead with [E, N], N the controlled agents in the task's order.
 
-    An episode that ends restarts by itself: `step` then returns the first observation of the next episode, while
-    `final_obs` and `final_state` hold what the step really led to (for every copy, ended or not), so that
-    `(obs, action, reward, final_obs)` is always a transition of one episode.
+    An episode that ends restarts by itself (unless `auto_restart` is turned off): `step` then returns the first
+    observation of the next episode, while `final_obs` and `final_state` hold what the step really led to (for every
+    copy, ended or not), so that `(obs, action, reward, final_obs)` is always a transition of one episode.
 
     Attributes:
         task: row of the task table.
         num_envs: E.
+        auto_restart: turn it off and an ended copy stays as it ended, to be looked at, until `reset`.
         prey_identity: name and version of the prey that lives in these worlds, None where there is none.
         final_obs: float32 [E, N, O], the observation after the last step, before any restart.
     """
 
     task: Task
     num_envs: int
+    auto_restart: bool = True
     prey_identity: str | None = None
     final_obs: np.ndarray
 

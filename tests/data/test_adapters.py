@@ -274,3 +274,23 @@ def test_imports_point_one_way(package: str, forbidden: set[str]):
         if found in forbidden
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_last_picture_shows_the_end_not_the_next_start():
+    """Without actions nobody moves in Cooperative Navigation, so the last picture is the first one."""
+    env = parallel_env("cn", render_mode="rgb_array")
+    env.reset(seed=0)
+    first, start = env.render(), env.state()
+    while env.agents:
+        env.step({agent: np.zeros(2, np.float32) for agent in env.agents})
+    np.testing.assert_array_equal(env.state(), start)
+    np.testing.assert_array_equal(env.render(), first)
+
+
+def test_the_cheetahs_last_state_follows_its_last_but_one():
+    env = parallel_env("hc")
+    env.reset(seed=0)
+    while env.agents:
+        before = env.state()
+        env.step({agent: np.zeros(3, np.float32) for agent in env.agents})
+    assert np.abs(env.state() - before).max() < 0.1, "a cheetah at rest does not jump to a new start"

@@ -98,7 +98,7 @@ class ParticleEnv(VectorEnv):
         self.final_obs = self._team(obs)
         self._clock += 1
         over = self._clock == self.task.horizon
-        if over:
+        if over and self.auto_restart:
             self._last_state = self.state()
             self._restart()
         return self._team(self._obs), self._team(rewards), np.zeros(shape, bool), np.full(shape, over)
