@@ -11,6 +11,7 @@ from pathlib import Path
 from om2p_data import dataset, tiers
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
+from om2p_data.provenance import commit
 from om2p_data.tiers import Collected, DataRecipe, Tier
 
 _RECORDED_PACKAGES = ("om2p", "numpy", "numba", "torch", "mujoco", "minari")
@@ -56,6 +57,7 @@ def generate(
     )
     collection = {
         "seed": seed,
+        "commit": commit(),
         "transitions_requested": transitions,
         "recipe": config.model_dump(mode="json"),
         "prey": make(task.name).prey_identity,

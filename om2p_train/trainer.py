@@ -17,7 +17,6 @@ import importlib.util
 import json
 import platform
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +34,7 @@ from om2p_data.dataset import Dataset
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
 from om2p_data.errors import UserError
+from om2p_data.provenance import commit
 from om2p_data.rollout import team_returns
 from om2p_train import algorithms
 from om2p_train.algorithms import Algorithm
@@ -225,23 +225,13 @@ def _facts(dataset: Dataset, recipe: TrainRecipe, seeds: list[int], device: torc
         "threads": torch.get_num_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"om2p": om2p_data.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
 def _random_returns(task: Task) -> np.ndarray:
     episodes = _RANDOM_STEPS // task.horizon
     return team_returns(UniformPolicy(task), make(task.name, episodes), seed=0)
-
-
-def _commit() -> str | None:
-    """Commit of the code, where it runs from a git checkout."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
-        return None
-    return result.stdout.strip() or None
 
 
 def _event_writer() -> Callable[[Path], SummaryWriter]:

@@ -171,8 +171,8 @@ def test_rollout_of_the_same_seed_on_one_and_two_threads() -> None:
     assert one.num_transitions == 50_000
     assert one.content_hash() == two.content_hash()
     other = rollout(policy, make("cn", 2048, threads=1), 50_000, seed=4)
-    assert not np.isin(other.obs[other.episode_start, 0, 2], one.obs[one.episode_start, 0, 2]).any()
-    assert not np.isin(other.actions[::25, 0, 0], one.actions[::25, 0, 0]).any()
+    assert np.isin(other.obs[other.episode_start, 0, 2], one.obs[one.episode_start, 0, 2]).mean() < 0.01
+    assert np.isin(other.actions[::25, 0, 0], one.actions[::25, 0, 0]).mean() < 0.01
 
 
 def test_rollout_on_halfcheetah_keeps_the_state() -> None:
