@@ -344,17 +344,14 @@ def test_critic_finds_the_value_of_a_constant_reward(end: str, value: float) -> 
 def test_actors_find_the_best_actions_of_a_known_reward() -> None:
     """One-step episodes with reward -sum_n |a_n - c_n|: agent n must act c_n whatever it sees."""
     best = torch.tensor([0.3, -0.5, 0.6])[:, None, None]
-    changes = {"saturation_cost": 0.0, "reward_scale": 1.0, "hidden": (64,), "learning_rate": 3e-3}
-    learner = TD3(PROBE, **(SETTINGS | changes))
+    learner = TD3(PROBE, **(SETTINGS | {"saturation_cost": 0.0, "reward_scale": 1.0, "hidden": (64,)}))
     generator = torch.Generator().manual_seed(0)
-    for _ in range(500):
-        obs, actions = (2 * torch.rand((2, 3, 64, 1), generator=generator) - 1).unbind()
+    for _ in range(600):
+        obs, actions = (2 * torch.rand((2, 3, 256, 1), generator=generator) - 1).unbind()
         reward = -(actions - best).abs().sum((0, 2))
-        learner.update(Batch(obs, obs[0], actions, reward, obs, obs[0], torch.zeros(64)))
+        learner.update(Batch(obs, obs[0], actions, reward, obs, obs[0], torch.zeros(256)))
     obs = torch.linspace(-1, 1, 21).expand(3, 21)[..., None]
-    error = learner.actor(obs) - best
-    assert error.mean(1).abs().max() < 0.1
-    assert error.abs().max() < 0.3
+    assert (learner.actor(obs) - best).abs().max() < 0.15
 
 
 # Policies
