@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from common import QUIET_POOLS, RESULTS, ensure_environment, measure_rates, print_table, write_results
 from tqdm import tqdm
 
+from om2p_data.behavior.policy import TeamActor
 from om2p_data.envs import TASKS, Family, Task, find, make, parallel_env
 
 PACKAGES = ("om2p", "numpy", "numba", "torch", "mujoco", "gymnasium", "gymnasium-robotics", "pettingzoo", "mpe2")
@@ -43,30 +43,6 @@ class Case:
 # ----------------------------------------------------------------------------------------------------------- ours
 
 
-class Team:
-    """Networks of all agents stacked, relu inside and tanh on top, float32."""
-
-    def __init__(self, task: Task, hidden: Sequence[int]):
-        generator = torch.Generator().manual_seed(0)
-        n = task.num_agents
-        self.inner = [
-            (torch.randn(n, i, o, generator=generator) / i**0.5, torch.zeros(n, 1, o))  # [N, I, O]
-            for i, o in pairwise([task.obs_dim, *hidden])
-        ]
-        self.head = torch.randn(n, task.act_dim, hidden[-1], generator=generator) / hidden[-1] ** 0.5  # [N, A, I]
-        self.head_bias = torch.zeros(n, task.act_dim, 1)
-
-    @torch.inference_mode()
-    def act(self, obs: np.ndarray) -> np.ndarray:
-        """[E, N, O] -> [E, N, A]."""
-        x = torch.from_numpy(obs).transpose(0, 1)  # [N, E, O]
-        for weight, bias in self.inner:
-            x = torch.baddbmm(bias, x, weight).relu_()
-        # Matrix products with two or three columns are slow, with two or three rows they are six times faster.
-        actions = torch.baddbmm(self.head_bias, self.head, x.transpose(1, 2)).tanh_()  # [N, A, E]
-        return actions.permute(2, 0, 1).numpy()
-
-
 def our_loop(case: Case) -> Loop:
     """Steps of one of our vector worlds, about a millisecond or one step a call."""
     task = find(case.task)
@@ -75,13 +51,13 @@ def our_loop(case: Case) -> Loop:
     obs = env.reset()
     rng = np.random.default_rng(0)
     random_actions = rng.uniform(-1, 1, (case.copies, task.num_agents, task.act_dim)).astype(np.float32)
-    team = Team(task, TEAMS[case.team]) if case.team in TEAMS else None
+    team = TeamActor(task.num_agents, task.obs_dim, task.act_dim, TEAMS[case.team]) if case.team in TEAMS else None
 
     def loop() -> int:
         nonlocal obs
         torch.set_num_threads(case.threads)
         for _ in range(steps):
-            obs, *_ = env.step(random_actions if team is None else team.act(obs))
+            obs, *_ = env.step(random_actions if team is None else team.act(obs, rng))
         return steps * case.copies
 
     return loop
@@ -118,6 +94,22 @@ def gymnasium_loop(build: Callable, steps: int = 25) -> Loop:
             if terminated or truncated:
                 env.reset()
         return steps
+
+    return loop
+
+
+def ceiling_loop(copies: int, threads: int, steps: int = 5) -> Loop:
+    """MuJoCo's own C threads with no Python between the steps and nothing read: what a closed loop can hope for."""
+    import gymnasium
+    import mujoco.batch
+
+    model = gymnasium.make("HalfCheetah-v5").unwrapped.model  # pyright: ignore[reportAttributeAccessIssue]
+    batch = mujoco.batch.Batch(model, copies, threads)
+    batch.bind("ctrl")[:] = np.random.default_rng(0).uniform(-1, 1, (copies, model.nu))
+
+    def loop() -> int:
+        batch.step(nstep=5 * steps)  # five steps of physics to one of the task
+        return steps * copies
 
     return loop
 
@@ -169,6 +161,9 @@ def build_loops(cases: Sequence[Case]) -> dict[Case, Loop]:
         for alias in dict.fromkeys(case.task for case in cases):
             for package, build in peer_loops(find(alias)).items():
                 loops[Case(alias, package, "-", 1, 1)] = build()
+            if find(alias).family is Family.LOCOMOTION:
+                for threads in dict.fromkeys(case.threads for case in cases):
+                    loops[Case(alias, "mujoco, open loop in C", "-", 256, threads)] = ceiling_loop(256, threads)
             loops[Case(alias, "om2p as PettingZoo", "-", 1, 1)] = parallel_loop(partial(parallel_env, alias))
     return loops | {case: our_loop(case) for case in cases}
 

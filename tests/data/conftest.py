@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from om2p_data import tiers
+from om2p_data.behavior import training
 from om2p_data.envs.registry import find
 from om2p_data.tiers import DataRecipe
 
@@ -43,6 +44,16 @@ def tiny() -> DataRecipe:
 
 
 @pytest.fixture(scope="session")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Behaviour runs of the tiny recipe, trained by the first test that asks for one."""
-    return tmp_path_factory.mktemp("behaviour")
+def shared_home(tiny: DataRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the behaviour run of the tiny recipe and seed 0 lies, trained up to the expert level."""
+    home = tmp_path_factory.mktemp("behaviour")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OM2P_HOME", str(home))
+        training.train(find("cn"), tiny.behavior, seed=0, progress=False)
+    return home
+
+
+@pytest.fixture
+def home(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OM2P_HOME", str(shared_home))
+    return shared_home
