@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from om2p_data import tiers
 from om2p_data.behavior import training
@@ -27,15 +30,21 @@ TINY = {
 }
 
 
-@pytest.fixture
-def one_thread():
-    """Small networks gain nothing from a second thread and lose much where cores are shared."""
-    import torch
-
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from a second thread and lose much where cores are shared."""
+    with single_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +56,7 @@ def tiny() -> DataRecipe:
 def shared_home(tiny: DataRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the behaviour run of the tiny recipe and seed 0 lies, trained up to the expert level."""
     home = tmp_path_factory.mktemp("behaviour")
-    with pytest.MonkeyPatch.context() as patch:
+    with single_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OM2P_HOME", str(home))
         training.train(find("cn"), tiny.behavior, seed=0, progress=False)
     return home
