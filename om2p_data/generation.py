@@ -59,6 +59,7 @@ def generate(
         "seed": seed,
         "commit": commit(),
         "transitions_requested": transitions,
+        "expert_share_requested": expert_share,
         "recipe": config.model_dump(mode="json"),
         "prey": make(task.name).prey_identity,
         "packages": {name: metadata.version(name) for name in _RECORDED_PACKAGES},
