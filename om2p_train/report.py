@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,14 +50,20 @@ def read(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: not a run folder, or the run has not finished.
+        UserError: not a run folder, the run has not finished, or its files are damaged.
     """
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"{folder} is not a run folder: it has no {RUN_FILE}")
     try:
         facts = json.loads((folder / RUN_FILE).read_text())
-    except OSError:
-        raise UserError(f"{folder} is not a run folder: it has no {RUN_FILE}") from None
-    if not facts["finished"]:
-        raise UserError(f"the run in {folder} has not finished")
+        if facts["finished"]:
+            return _read(folder, facts)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"the run in {folder} is damaged: {type(error).__name__}: {error}") from error
+    raise UserError(f"the run in {folder} has not finished")
+
+
+def _read(folder: Path, facts: dict[str, Any]) -> Run:
     by_update: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (folder / EVALUATIONS_FILE).open(newline="") as file:
         for row in csv.DictReader(file):

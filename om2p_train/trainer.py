@@ -86,12 +86,13 @@ def train(
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds must be different numbers from 0 up, not {list(seeds)}")
     place = _device(device)
+    task = dataset.task
+    # Built before the folder is touched: options that make no sense together leave nothing behind.
+    algorithm = algorithms.find(recipe.algorithm)(task, recipe.options, SeedStreams(seeds, INITIALISATION, place))
     writers = _Writers(folder, overwrite, dataset.task.agents, list(seeds), tensorboard)
     facts = _facts(dataset, recipe, list(seeds), place)
     try:
         writers.run(facts | {"finished": False}, recipe)
-        task = dataset.task
-        algorithm = algorithms.find(recipe.algorithm)(task, recipe.options, SeedStreams(seeds, INITIALISATION, place))
         data = Transitions(dataset, place)
         learner = Learner(algorithm, data, SeedStreams(seeds, SAMPLING, place), recipe.optimizer)
         evaluator = Evaluator(algorithm.actor, task, list(seeds), recipe.run.evaluation_episodes, place)
@@ -245,8 +246,8 @@ def _event_writer() -> Callable[[Path], SummaryWriter]:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # a device that cannot hand back a number is no place to train
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used: {reason}; 'cpu' always can") from None
     return device

@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
@@ -52,7 +51,7 @@ class BehaviorConfig(Record):
     warmup_steps: int = Field(ge=0, description="environment steps of uniform actions before learning starts")
     updates_per_step: float = Field(gt=0, description="updates per step of all worlds")
     replay_size: int = Field(gt=0, description="transitions kept")
-    hidden: tuple[Annotated[int, Field(gt=0)], ...]
+    hidden: tuple[PositiveInt, ...]
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(gt=0)
     gamma: float = Field(gt=0, lt=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from om2p_data.envs.registry import Task
@@ -16,7 +16,7 @@ from om2p_train.streams import SeedStreams
 class BCOptions(Options):
     """Options of behaviour cloning."""
 
-    hidden: tuple[int, ...] = Field(min_length=1)
+    hidden: tuple[PositiveInt, ...] = Field(min_length=1)
 
 
 class BC(Algorithm):

@@ -9,7 +9,7 @@ om2p-released   the authors' code: independent times, du/dr = 0, the network's r
 from __future__ import annotations
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from om2p_data.envs.registry import Task
@@ -30,7 +30,7 @@ from om2p_train.streams import SeedStreams
 class OM2POptions(Options):
     """Options of OM2P. Symbols are the paper's."""
 
-    hidden: tuple[int, ...] = Field(min_length=1)
+    hidden: tuple[PositiveInt, ...] = Field(min_length=1)
     gamma: float = Field(gt=0, lt=1)
     eta: float = Field(ge=0, description="weight of the Q guidance, Eq. 6; 0 is flow behaviour cloning")
     normalize_q: bool = Field(description="divide the guidance by the mean size of Q, so that eta is free of its scale")
