@@ -115,7 +115,8 @@ def fill(model: type[R], values: Mapping[str, Any], label: str, prefix: str = ""
             raise UserError(f"{label}: {unknown('key', key, _keys(model, prefix))}") from None
         if first["type"] == "missing":
             raise UserError(f"{label}: key {key!r} is missing") from None
-        raise UserError(f"{label}: {key} = {first['input']!r} is wrong: {first['msg']}") from None
+        found = "" if isinstance(first["input"], Mapping) else f" = {first['input']!r}"  # a table fills the screen
+        raise UserError(f"{label}: {key}{found} is wrong: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _keys(model: type[BaseModel], prefix: str) -> list[str]:
