@@ -95,16 +95,19 @@ def load(
     layers = recipe.merge(layers, _section(tables, "scale", scale.value, [entry.value for entry in Scale], label))
     by_task = _section(tables, "task", task.name, list(TASKS), label)
     tiers = [entry.value for entry in Tier]
+    for key in by_task:
+        if key not in (*_LAYERS, *tiers):
+            raise UserError(f"{label}: {unknown(f'key in [task.{task.name}]', key, [*_LAYERS, *tiers])}")
     layers = recipe.merge(layers, {key: value for key, value in by_task.items() if key not in tiers})
     if tier is not None:
-        layers = recipe.merge(layers, by_task.get(tier.value, {}))
+        layers = recipe.merge(layers, _table(by_task, tier.value, label))
     layers = recipe.merge(layers, recipe.parse_overrides(settings))
     for key in layers:
         if key not in _LAYERS:
             raise UserError(f"{label}: {unknown('key', key, _LAYERS)}")
     if "algorithm" not in tables:
         raise UserError(f"{label}: key 'algorithm' is missing; valid: {', '.join(algorithms.ALGORITHMS)}")
-    algorithm = algorithms.find(tables["algorithm"])
+    algorithm = algorithms.find(_name(tables["algorithm"], "algorithm", label))
     return TrainRecipe(
         name=Path(source).stem if str(source).endswith(".toml") else str(source),
         scale=scale,
@@ -121,7 +124,7 @@ def _with_base(source: str | Path) -> tuple[dict[str, Any], str]:
     base = tables.pop("base", None)
     seen = {str(source)}
     while base is not None:
-        if base in seen:
+        if _name(base, "base", label) in seen:
             raise UserError(f"{label}: base = {base!r} leads back to itself")
         seen.add(base)
         beside = Path(source).parent / base
@@ -132,8 +135,21 @@ def _with_base(source: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _section(tables: Mapping[str, Any], kind: str, name: str, valid: list[str], label: str) -> dict[str, Any]:
-    sections = tables.get(kind, {})
+    sections = _table(tables, kind, label)
     for key in sections:
         if key not in valid:
             raise UserError(f"{label}: {unknown(f'section in [{kind}]', key, valid)}")
-    return sections.get(name, {})
+    return _table(sections, name, label)
+
+
+def _table(tables: Mapping[str, Any], key: str, label: str) -> dict[str, Any]:
+    value = tables.get(key, {})
+    if not isinstance(value, dict):
+        raise UserError(f"{label}: {key} = {value!r} is wrong: it must be a table")
+    return value
+
+
+def _name(value: Any, key: str, label: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{label}: {key} = {value!r} is wrong: it must be a name")
+    return value
