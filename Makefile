@@ -1,10 +1,12 @@
 # Everything sets itself up: `make demo` and `make test` work on a machine with Python 3.11+ and nothing else installed.
 #
-#   TORCH="torch>=2.6"   another PyTorch requirement (default: a CPU release known to work)
+#   TORCH="torch>=2.6"   another PyTorch requirement
+#   TORCH_ARGS="..."     more arguments for the pip call that installs it, e.g. --index-url of PyTorch's CPU builds
 #   PYTHON=python3.12    another interpreter
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TORCH_ARGS ?=
 VENV ?= .venv
 SEEDS ?= 0-2
 
@@ -14,12 +16,12 @@ DATASET := om2p/cooperative-navigation/medium-v0
 
 .PHONY: demo test lint clean
 
-# PyTorch first and on its own: a bare `torch` requirement would pull gigabytes of GPU libraries.
+# PyTorch first and on its own, so that the build can be chosen: pip's default on Linux brings gigabytes of GPU libraries.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed, $(PYTHON) is older; set PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_ARGS) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 

@@ -84,7 +84,7 @@ def report_(
     if out is not None:
         report.curves(found, out / "curves.png")
         try:
-            (out / "table.md").write_text(text + "\n")
+            (out / "table.md").write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {out / 'table.md'}: {error.strerror}") from error
         print(f"\nwrote {out / 'table.md'} and {out / 'curves.png'}")

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 _RANDOM_STEPS = 25_000  # for the mean return of uniform actions: 1,000 particle episodes, 25 of HalfCheetah
 
 RUN_FILE, EVALUATIONS_FILE, METRICS_FILE = "run.json", "evaluations.csv", "metrics.csv"
+_RECIPE_FILE, _CHECKPOINT_FILE, _POLICIES, _EVENTS = "recipe.toml", "checkpoint.safetensors", "policies", "tensorboard"
+_RUN_NAMES = (RUN_FILE, EVALUATIONS_FILE, METRICS_FILE, _RECIPE_FILE, _CHECKPOINT_FILE, _POLICIES, _EVENTS)
 
 
 def train(
@@ -89,8 +91,9 @@ def train(
     task = dataset.task
     # Built before the folder is touched: options that make no sense together leave nothing behind.
     algorithm = algorithms.find(recipe.algorithm)(task, recipe.options, SeedStreams(seeds, INITIALISATION, place))
-    writers = _Writers(folder, overwrite, dataset.task.agents, list(seeds), tensorboard)
+    # Before the first file is opened, so that an interrupted start leaves nothing behind.
     facts = _facts(dataset, recipe, list(seeds), place)
+    writers = _Writers(folder, overwrite, dataset.task.agents, list(seeds), tensorboard)
     try:
         writers.run(facts | {"finished": False}, recipe)
         data = Transitions(dataset, place)
@@ -132,14 +135,9 @@ class _Writers:
         if tensorboard is None:
             tensorboard = importlib.util.find_spec("tensorboard") is not None
         event_writer = _event_writer() if tensorboard else None
-        if (folder / RUN_FILE).exists():
-            if not overwrite:
-                raise UserError(f"{folder} holds a run already: choose another --out, or add --overwrite")
-            shutil.rmtree(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise UserError(f"{folder} is not empty and not a run: choose another --out")
+            _make_room(folder, overwrite)
             self._metrics_file = (folder / METRICS_FILE).open("w", newline="")
             self._evaluations_file = (folder / EVALUATIONS_FILE).open("w", newline="")
         except OSError as error:
@@ -148,14 +146,20 @@ class _Writers:
         self._evaluations = csv.writer(self._evaluations_file)
         self._evaluations.writerow(["update", "seed", "episode", "return"])
         self._metrics_header: list[str] | None = None
-        self._events = event_writer(folder / "tensorboard") if event_writer is not None else None
+        self._events = event_writer(folder / _EVENTS) if event_writer is not None else None
 
     def run(self, facts: dict[str, Any], recipe: TrainRecipe) -> None:
         _write_atomically(self._folder / RUN_FILE, json.dumps(facts, indent=2) + "\n")
-        _write_atomically(self._folder / "recipe.toml", to_toml(recipe.tables()))
+        _write_atomically(self._folder / _RECIPE_FILE, to_toml(recipe.tables()))
 
     def metrics(self, update: int, losses: dict[str, Tensor]) -> None:
         names = list(losses)
+        for name, values in losses.items():
+            if not bool(torch.isfinite(values).all()):
+                raise UserError(
+                    f"{name} is not finite at update {update}: the run has diverged; lower optimizer.learning_rate "
+                    f"or options.eta"
+                )
         if self._metrics_header is None:
             self._metrics_header = ["update", "seed", "agent", *names]
             self._metrics.writerow(self._metrics_header)
@@ -184,8 +188,8 @@ class _Writers:
     def weights(self, algorithm: Algorithm, card: dict[str, Any]) -> None:
         # Modules that share weights (an actor that is its own target) are written once.
         weights = {name: value.contiguous().cpu() for name, value in algorithm.named_parameters()}
-        save_file(weights, self._folder / "checkpoint.safetensors")
-        policies = self._folder / "policies"
+        save_file(weights, self._folder / _CHECKPOINT_FILE)
+        policies = self._folder / _POLICIES
         policies.mkdir(exist_ok=True)
         for index, seed in enumerate(self._seeds):
             path = policies / f"seed{seed}.safetensors"
@@ -235,6 +239,21 @@ def _random_returns(task: Task) -> np.ndarray:
     return team_returns(UniformPolicy(task), make(task.name, episodes), seed=0)
 
 
+def _make_room(folder: Path, overwrite: bool) -> None:
+    """Remove an earlier run, whole or broken off, if that is wanted; a folder with anything else is left alone."""
+    present = {path.name: path for path in folder.iterdir()}
+    foreign = sorted(set(present) - set(_RUN_NAMES))
+    if foreign:
+        raise UserError(f"{folder} is not empty and not only a run (it holds {foreign[0]}): choose another --out")
+    if present and not overwrite:
+        raise UserError(f"{folder} holds a run already: choose another --out, or add --overwrite")
+    for path in present.values():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _event_writer() -> Callable[[Path], SummaryWriter]:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -255,5 +274,5 @@ def _device(name: str) -> torch.device:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

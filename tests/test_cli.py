@@ -332,7 +332,7 @@ def test_a_data_set_folder_that_cannot_be_made(run: Run, here: Path, monkeypatch
         (["--device", "meta"], r"device 'meta' cannot be used: .*'cpu' always can"),
         (["--device", "hpu"], r"device 'hpu' cannot be used: .*'cpu' always can"),
         (["--out", "runs/bc"], r"runs/bc holds a run already: choose another --out, or add --overwrite"),
-        (["--out", "runs"], r"runs is not empty and not a run: choose another --out"),
+        (["--out", "runs"], r"runs is not empty and not only a run"),
         (["--out", "file"], r"cannot write to file: File exists"),
         (["--out", "file/below"], r"cannot write to file/below: Not a directory"),
         (["--root", "elsewhere"], rf"no data set {RANDOM_ID} in elsewhere: to make it, run: om2p-data generate"),

@@ -184,3 +184,23 @@ def test_an_episode_becomes_a_gif(run, tmp_path):
     with Image.open(tmp_path / "episode.gif") as picture:
         assert picture.n_frames == 26
         assert picture.size == frames[0].shape[1::-1]
+
+
+def test_a_diverged_run_ends_with_one_line_and_without_a_result(data, tmp_path):
+    with pytest.raises(UserError, match=r"not finite.*diverged"):
+        _run(data, tmp_path / "run", "optimizer.learning_rate=1e30")
+    with pytest.raises(UserError, match="has not finished"):
+        report.read(tmp_path / "run")
+
+
+def test_overwriting_a_run_keeps_what_is_not_the_runs(data, tmp_path):
+    folder = _run(data, tmp_path / "run", "run.updates=10", seeds=[0])
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        _run(data, folder, "run.updates=10", seeds=[1], overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert report.read(folder).final.shape == (1,)
+    (folder / "notes.txt").unlink()
+    (folder / "run.json").unlink()  # what a start that was broken off leaves can be overwritten
+    _run(data, folder, "run.updates=10", seeds=[1, 2], overwrite=True)
+    assert report.read(folder).final.shape == (2,)
