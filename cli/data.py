@@ -36,6 +36,9 @@ def generate(
         float | None, typer.Option(help="Share of expert transitions in medium-expert. Default: 0.1 (hc: 0.001).")
     ] = None,
     seed: Seed = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train the behaviour team anew instead of taking the bundled one.")
+    ] = False,
     version: Annotated[int, typer.Option(help="Version N in the data set's id.", min=0)] = 0,
     recipe: Recipe = None,
     set_: Settings = None,
@@ -43,7 +46,11 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of the same id.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Collect a tier and write it as a Minari data set; trains the behaviour team first if there is none."""
+    """Collect a tier and write it as a Minari data set.
+
+    Medium and expert teams ship with the package. They are trained with --fresh, with another recipe, and for
+    medium-replay; an interrupted training goes on when the same command is given again.
+    """
     from om2p_data import generation, tiers
     from om2p_data.envs import find
     from om2p_data.recipe import parse_overrides
@@ -58,6 +65,7 @@ def generate(
         transitions=transitions,
         expert_share=mix,
         seed=seed,
+        fresh=fresh,
         version=version,
         root=root,
         overwrite=overwrite,
@@ -73,6 +81,10 @@ def generate(
         for policy in made.collected.policies:
             print(f"  {policy.name}: {policy.episodes:,} episodes,", end=" ")
             print(f"return {policy.return_mean:.1f} ± {policy.return_std:.1f}")
+    for team in made.collected.teams:
+        card = team.card
+        print(f"  {team.level} team: {team.origin} ({card['algorithm']}, seed {card['seed']},", end=" ")
+        print(f"return {card['return_mean']:.1f} ± {card['return_std']:.1f} over {card['episodes']:,} episodes)")
     print(f"in {made.folder}")
 
 
@@ -83,28 +95,67 @@ def train_behavior(
     seed: Seed = 0,
     recipe: Recipe = None,
     set_: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to copy the teams to.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a behaviour team online (multi-agent TD3) and keep its policy at every level that it crosses."""
+    """Train a behaviour team online and keep its policy at the medium and the expert level.
+
+    An interrupted training goes on when the same command is given again.
+    """
+    import shutil
+
     from om2p_data import tiers
     from om2p_data.behavior import training
+    from om2p_data.behavior.config import LEVELS
     from om2p_data.envs import find
-    from om2p_data.errors import unknown
+    from om2p_data.errors import UserError, unknown
     from om2p_data.recipe import parse_overrides
 
-    levels = (training.MEDIUM, training.EXPERT)
-    if until not in levels:
-        raise unknown("level", until, levels)
+    if until not in LEVELS:
+        raise unknown("level", until, LEVELS)
     task = find(env)
     config = tiers.load_recipe(task, recipe, parse_overrides(set_ or [])).behavior
-    wanted = levels[: levels.index(until) + 1]
-    # The highest first: its training crosses the lower levels on the way.
-    cards = {level: training.obtain(task, level, config, seed, progress=not quiet).card for level in reversed(wanted)}
-    for level in wanted:
-        card = cards[level]
+    folder = training.train(task, config, seed, until=until, progress=not quiet)
+    for level in LEVELS[: LEVELS.index(until) + 1]:
+        card = training.obtain(task, level, config, seed, fresh=True).card
         print(f"{level}: return {card['return_mean']:.1f} ± {card['return_std']:.1f}", end=" ")
         print(f"after {card['updates']:,} updates, {card['env_steps']:,} steps, {card['seconds']:.0f} s")
-    print(f"in {training.run_folder(task, config, seed)}")
+        if out is not None:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / f"{level}.safetensors", out / f"{level}.safetensors")
+            except OSError as error:
+                raise UserError(f"cannot write {out}: {error.strerror}") from error
+    print(f"in {out or folder}")
+
+
+@app.command("train-prey")
+def train_prey(
+    env: Annotated[str, typer.Option("--env", help="Task: pp or world.")],
+    out: Annotated[Path, typer.Option(help="File to write, e.g. prey.safetensors.")],
+    seed: Seed = 0,
+    recipe: Recipe = None,
+    set_: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a prey together with three predators and freeze it on the published scale.
+
+    This is how the prey that ships with the package was made.
+    """
+    from om2p_data import tiers
+    from om2p_data.behavior import prey
+    from om2p_data.envs import find
+    from om2p_data.errors import UserError
+    from om2p_data.recipe import parse_overrides
+
+    task = find(env)
+    config = tiers.load_recipe(task, recipe, parse_overrides(set_ or [])).prey
+    if config is None:
+        raise UserError(f"the data recipe of {task.name} has no table [prey]: valid tasks: predator-prey, world")
+    card = prey.train_prey(task, config, seed, out, progress=not quiet)
+    print(f"{card['identity']}: random predators score {card['random_return_mean']:.2f} ±", end=" ")
+    print(f"{card['random_return_std']:.2f} (published: {task.returns.random}) after {card['env_steps']:,} steps")
+    print(f"in {out}")
 
 
 @app.command("list")

@@ -34,6 +34,7 @@ def generate(
     transitions: int | None = None,
     expert_share: float | None = None,
     seed: int = 0,
+    fresh: bool = False,
     version: int = 0,
     root: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -53,7 +54,14 @@ def generate(
     dataset_id = f"om2p/{task.name}/{tier.value}-v{version}"
     dataset.ensure_free(dataset_id, overwrite, root)
     collected = tiers.collect(
-        task, tier, config, transitions=transitions, expert_share=expert_share, seed=seed, progress=progress
+        task,
+        tier,
+        config,
+        transitions=transitions,
+        expert_share=expert_share,
+        seed=seed,
+        fresh=fresh,
+        progress=progress,
     )
     collection = {
         "seed": seed,
@@ -62,6 +70,7 @@ def generate(
         "expert_share_requested": expert_share,
         "recipe": config.model_dump(mode="json"),
         "prey": make(task.name).prey_identity,
+        "teams": {team.level: team.card for team in collected.teams},
         "packages": {name: metadata.version(name) for name in _RECORDED_PACKAGES},
         "python": platform.python_version(),
     }

@@ -46,9 +46,8 @@ def cut(
     *,
     seed: int | np.ndarray,
     keep_state: bool,
-    from_reset: bool = True,
 ) -> Episodes:
-    """Cut time-ordered records [T, E, ...] of E worlds into completed episodes.
+    """Cut time-ordered records [T, E, ...] of E worlds, which start at a reset, into completed episodes.
 
     Args:
         obs, next_obs: [T, E, N, O]; next_obs is what a step led to, before any restart.
@@ -57,8 +56,6 @@ def cut(
         rewards, terminated, truncated: [T, E, N].
         seed: written beside every episode.
         keep_state: whether the states go into the episodes.
-        from_reset: whether the records start at a reset; if not, each world's first episode is left out, since its
-            beginning may be missing.
 
     Returns:
         Whole episodes in the order in which they ended (then by world); what had not ended is left out.
@@ -68,9 +65,6 @@ def cut(
     end, world = np.nonzero(over)  # in time order
     previous = np.full((steps, worlds), -1)
     previous[1:] = np.maximum.accumulate(np.where(over, np.arange(steps)[:, None], -1))[:-1]
-    if not from_reset:
-        complete = previous[end, world] >= 0
-        end, world = end[complete], world[complete]
     start = previous[end, world] + 1
     lengths = end - start + 1
     first_row = np.cumsum(lengths) - lengths

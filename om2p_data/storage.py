@@ -97,7 +97,7 @@ def replacing(final: Path) -> Iterator[Path]:
     """
     partial = _partial(final)
     partial.mkdir(exist_ok=True)
-    with _locked(partial, wait=False):
+    with locked(partial, wait=False):
         try:
             for left in partial.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -119,7 +119,7 @@ def restore(final: Path) -> None:
         return
     partial = _partial(final)
     # A writer that is alive holds the lock and is about to finish the swap by itself.
-    with _locked(partial, wait=True) if partial.exists() else contextlib.nullcontext():
+    with locked(partial, wait=True) if partial.exists() else contextlib.nullcontext():
         _bring_back(final)
 
 
@@ -176,7 +176,7 @@ def _swap(partial: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Hold the folder's lock, which ends with the process however it ends; without one where there are no locks."""
     if sys.platform == "win32":
         yield

@@ -3,10 +3,13 @@
 | tier | what it holds |
 |---|---|
 | random | uniform actions |
-| medium-replay | everything that behaviour training had collected when its policy crossed the medium level |
-| medium | the policy that crossed the medium level, with Gaussian action noise |
+| medium-replay | everything that behaviour training had collected when its policy reached the medium level |
+| medium | the policy that landed within 5% of the medium level, with Gaussian action noise |
 | medium-expert | whole medium and expert episodes; a share of the transitions (the task's `expert_share`) is expert's |
-| expert | the policy that crossed the expert level, with Gaussian action noise |
+| expert | the policy that landed at or up to 15% above the expert level, with Gaussian action noise |
+
+Medium and expert teams ship with the package; they are taken unless the recipe says otherwise or a fresh one is asked
+for. The replay memory of medium-replay is no policy, so it is always trained.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from tqdm import tqdm
 
 from om2p_data import recipe
 from om2p_data.behavior import training
+from om2p_data.behavior.config import EXPERT, MEDIUM, BehaviorConfig
 from om2p_data.behavior.policy import GaussianNoise, Policy, UniformPolicy
-from om2p_data.behavior.training import EXPERT, MEDIUM, BehaviorConfig, Milestone
+from om2p_data.behavior.prey import PreyConfig
+from om2p_data.behavior.training import Milestone
 from om2p_data.dataset import BehaviorPolicy
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
@@ -66,14 +71,16 @@ class DataRecipe(recipe.Record):
 
     behavior: BehaviorConfig
     collection: CollectionConfig
+    prey: PreyConfig | None = None
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Episodes of one tier, and the policies that made them (`episodes.policy` indexes the list)."""
+    """Episodes of one tier, the policies that made them (`episodes.policy` indexes the list), and the trained teams."""
 
     episodes: Episodes
     policies: list[BehaviorPolicy]
+    teams: list[Milestone]
 
 
 def load_recipe(task: Task, source: str | None, settings: Mapping | None = None) -> DataRecipe:
@@ -90,6 +97,7 @@ def collect(
     transitions: int | None = None,
     expert_share: float | None = None,
     seed: int = 0,
+    fresh: bool = False,
     progress: bool = True,
 ) -> Collected:
     """Whole episodes of a tier.
@@ -101,7 +109,8 @@ def collect(
         transitions: how many are wanted; the last episode is completed. By default a million, or all that there are
             for medium-replay. Fewer than all of medium-replay are taken evenly over the course of training.
         expert_share: share of expert transitions in medium-expert, in [0, 1]; by default the task's.
-        seed: of behaviour training and of the rollout.
+        seed: of the rollout, and of behaviour training where there is one.
+        fresh: train the behaviour team anew instead of taking the one that ships with the package.
         progress: whether to show bars.
 
     Raises:
@@ -112,7 +121,7 @@ def collect(
         raise UserError(f"transitions must be 1 or more, not {transitions}")
     if expert_share is not None and tier is not Tier.MEDIUM_EXPERT:
         raise UserError(f"an expert share only makes sense for tier medium-expert, not for {tier.value}")
-    collector = _Collector(task, config, seed, progress)
+    collector = _Collector(task, config, seed, fresh, progress)
     if tier is Tier.MEDIUM_REPLAY:
         return collector.replay(transitions)
     wanted = transitions or DEFAULT_TRANSITIONS
@@ -129,8 +138,8 @@ def collect(
 class _Collector:
     """Collects the parts of a tier with one recipe and seed."""
 
-    def __init__(self, task: Task, config: DataRecipe, seed: int, progress: bool):
-        self._task, self._config, self._seed, self._progress = task, config, seed, progress
+    def __init__(self, task: Task, config: DataRecipe, seed: int, fresh: bool, progress: bool):
+        self._task, self._config, self._seed, self._fresh, self._progress = task, config, seed, fresh, progress
         # Parts of one data set are played in worlds of their own: the expert does not replay the medium's starts.
         seeds = np.random.SeedSequence(seed).generate_state(3)
         names: tuple[str, ...] = ("random", MEDIUM, EXPERT)
@@ -138,13 +147,13 @@ class _Collector:
 
     def random(self, transitions: int) -> Collected:
         episodes = self._play("random", UniformPolicy(self._task), transitions)
-        return Collected(episodes, [_described("random", "uniform", 0, self._seed, "", episodes)])
+        return Collected(episodes, [_described("random", "uniform", 0, self._seed, "", episodes)], [])
 
     def level(self, level: str, transitions: int) -> Collected:
         milestone = self._milestone(level)
         policy = GaussianNoise(milestone.actor, self._config.behavior.collection_noise)
         episodes = self._play(level, policy, transitions)
-        return Collected(episodes, [_from_milestone(milestone, episodes)])
+        return Collected(episodes, [_from_milestone(milestone, episodes)], [milestone])
 
     def mix(self, transitions: int, share: float) -> Collected:
         wanted = {MEDIUM: round(transitions * (1.0 - share)), EXPERT: round(transitions * share)}
@@ -153,7 +162,11 @@ class _Collector:
             self._milestone(EXPERT)
         parts = [self.level(level, count) for level, count in wanted.items() if count > 0]
         episodes = Episodes.concatenate([part.episodes for part in parts], policy_offsets=range(len(parts)))
-        return Collected(episodes, [policy for part in parts for policy in part.policies])
+        return Collected(
+            episodes,
+            [policy for part in parts for policy in part.policies],
+            [team for part in parts for team in part.teams],
+        )
 
     def replay(self, transitions: int | None) -> Collected:
         episodes, milestone = training.obtain_replay(
@@ -167,10 +180,12 @@ class _Collector:
                 )
             count = enough(episodes.lengths, transitions)
             episodes = episodes.select(np.linspace(0, episodes.num_episodes - 1, count).round().astype(np.int64))
-        return Collected(episodes, [_from_milestone(milestone, episodes, name="replay")])
+        return Collected(episodes, [_from_milestone(milestone, episodes, name="replay")], [milestone])
 
     def _milestone(self, level: str) -> Milestone:
-        return training.obtain(self._task, level, self._config.behavior, self._seed, progress=self._progress)
+        return training.obtain(
+            self._task, level, self._config.behavior, self._seed, fresh=self._fresh, progress=self._progress
+        )
 
     def _play(self, name: str, policy: Policy, transitions: int) -> Episodes:
         # A small request is not worth more worlds than it has episodes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -42,8 +43,9 @@ class TeamActor(nn.Module):
 
     Args:
         num_agents, obs_dim, act_dim: N, O, A.
-        hidden: widths of the hidden layers (ReLU; the action is squashed by tanh).
+        hidden: widths of the hidden layers; the action is squashed by tanh.
         generator: source of the initial weights.
+        activation: of the hidden layers.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class TeamActor(nn.Module):
         act_dim: int,
         hidden: Sequence[int],
         generator: torch.Generator | None = None,
+        activation: Activation = Activation.RELU,
     ):
         super().__init__()
         self.hidden = tuple(hidden)
-        self.net = StackedMLP(num_agents, obs_dim, act_dim, hidden, Activation.RELU, generator=generator)
+        self.net = StackedMLP(num_agents, obs_dim, act_dim, hidden, activation, generator=generator)
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs [N, B, O] -> actions [N, B, A] in [-1, 1]."""
@@ -67,6 +70,14 @@ class TeamActor(nn.Module):
         del rng  # deterministic
         return self(torch.from_numpy(obs).transpose(0, 1)).transpose(0, 1).contiguous().numpy()
 
+    def rounded(self) -> TeamActor:
+        """The same team with weights rounded to the half precision in which `save` stores them."""
+        actor = copy.deepcopy(self)
+        with torch.no_grad():
+            for weight in actor.parameters():
+                weight.copy_(weight.half())
+        return actor
+
     def content_hash(self) -> str:
         """SHA-256 of the weights, in the order of their names."""
         digest = hashlib.sha256()
@@ -76,9 +87,28 @@ class TeamActor(nn.Module):
         return digest.hexdigest()
 
     def save(self, path: Path, task: Task, facts: dict) -> None:
-        """Write weights and `facts` (JSON values: how it was trained, what it scores) to one safetensors file."""
-        card = facts | {"task": task.name, "hidden": list(self.hidden), "hash": self.content_hash()}
-        save_file(self.state_dict(), path, metadata={"card": json.dumps(card, sort_keys=True)})
+        """Write weights and `facts` (JSON values: how it was trained, what it scores) to one safetensors file.
+
+        Weights are stored in half precision, so judge a team by its `rounded` twin.
+        """
+        actor = self.rounded()
+        card = facts | {
+            "task": task.name,
+            "hidden": list(self.hidden),
+            "activation": self.net.activation.value,
+            "hash": actor.content_hash(),
+        }
+        weights = {name: weight.half() for name, weight in actor.state_dict().items()}
+        save_file(weights, path, metadata={"card": json.dumps(card, sort_keys=True)})
+
+
+def between(first: TeamActor, second: TeamActor, share: float) -> TeamActor:
+    """The team whose weights are (1 - share) first + share second."""
+    actor = copy.deepcopy(second)
+    with torch.no_grad():
+        for weight, start in zip(actor.parameters(), first.parameters(), strict=True):
+            weight.lerp_(start, 1.0 - share)
+    return actor
 
 
 def load_actor(path: Path, task: Task) -> tuple[TeamActor, dict]:
@@ -93,10 +123,12 @@ def load_actor(path: Path, task: Task) -> tuple[TeamActor, dict]:
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads(file.metadata()["card"])
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
         if card["task"] != task.name:
             raise UserError(f"{path} holds a policy for {card['task']}, not for {task.name}")
-        actor = TeamActor(task.num_agents, task.obs_dim, task.act_dim, card["hidden"])
+        actor = TeamActor(
+            task.num_agents, task.obs_dim, task.act_dim, card["hidden"], activation=Activation(card["activation"])
+        )
         actor.load_state_dict(weights)
     except UserError:
         raise

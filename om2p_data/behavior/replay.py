@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from om2p_data.envs.registry import Task
 from om2p_data.episodes import Episodes
 from om2p_data.recording import cut
+from om2p_data.storage import sync
 
 
 class Batch(NamedTuple):
@@ -29,34 +31,36 @@ class Batch(NamedTuple):
 
 
 class Replay:
-    """Everything that was collected, in time order: arrays [capacity, E, ...].
+    """Everything that was collected, in time order: arrays [capacity, E, ...], which take memory as they fill.
 
     Args:
         task: row of the task table.
         num_envs: E worlds, written together.
-        capacity: steps kept; the oldest are overwritten.
-        seed: of the sampling.
+        capacity: steps that fit.
     """
 
-    def __init__(self, task: Task, num_envs: int, capacity: int, seed: int):
+    def __init__(self, task: Task, num_envs: int, capacity: int):
         lead = (capacity, num_envs)
+        agents = task.num_agents
         self._task = task
-        self._capacity = capacity
         self._num_envs = num_envs
-        self._rng = np.random.default_rng(seed)
-        self._obs = np.zeros((*lead, task.num_agents, task.obs_dim), np.float32)
-        self._next_obs = np.zeros_like(self._obs)
-        self._state = np.zeros((*lead, task.state_dim), np.float32)
-        self._next_state = np.zeros_like(self._state)
-        self._actions = np.zeros((*lead, task.num_agents, task.act_dim), np.float32)
-        self._rewards = np.zeros((*lead, task.num_agents), np.float32)
-        self._terminated = np.zeros(lead, bool)
-        self._truncated = np.zeros(lead, bool)
-        self.steps = 0  # ever written
+        # np.empty takes address space only; pages come with the first write.
+        self._columns = {
+            "obs": np.empty((*lead, agents, task.obs_dim), np.float32),
+            "state": np.empty((*lead, task.state_dim), np.float32),
+            "actions": np.empty((*lead, agents, task.act_dim), np.float32),
+            "rewards": np.empty((*lead, agents), np.float32),
+            "next_obs": np.empty((*lead, agents, task.obs_dim), np.float32),
+            "next_state": np.empty((*lead, task.state_dim), np.float32),
+            "terminated": np.empty(lead, bool),
+            "truncated": np.empty(lead, bool),
+        }
+        self._saved = 0
+        self.steps = 0
 
     def __len__(self) -> int:
         """Steps held (times E transitions)."""
-        return min(self.steps, self._capacity)
+        return self.steps
 
     def add(
         self,
@@ -70,36 +74,34 @@ class Replay:
         truncated: np.ndarray,
     ) -> None:
         """One step of all worlds; arrays lead with [E] as the vector interface hands them out."""
-        row = self.steps % self._capacity
-        self._obs[row], self._state[row], self._actions[row], self._rewards[row] = obs, state, actions, rewards
-        self._next_obs[row], self._next_state[row] = next_obs, next_state
         # A team's episode ends as a whole.
-        self._terminated[row], self._truncated[row] = terminated.any(1), truncated.any(1)
+        rows = (obs, state, actions, rewards, next_obs, next_state, terminated.any(1), truncated.any(1))
+        for column, row in zip(self._columns.values(), rows, strict=True):
+            column[self.steps] = row
         self.steps += 1
 
-    def sample(self, batch: int, n_step: int, gamma: float) -> Batch:
+    def sample(self, rng: np.random.Generator, batch: int, n_step: int, gamma: float) -> Batch:
         """B transitions over up to n steps, cut at the end of their episode. Needs n steps in memory."""
-        age = self._rng.integers(n_step - 1, len(self), batch)  # 0 is the newest step; n - 1 more must follow
-        world = self._rng.integers(0, self._num_envs, batch)
-        row = (self.steps - 1 - age) % self._capacity
-        last = row
-        reward = self._rewards[row, world].mean(1)
-        alive = ~(self._terminated[row, world] | self._truncated[row, world])
+        held = self._columns
+        first = rng.integers(0, self.steps - n_step + 1, batch)
+        world = rng.integers(0, self._num_envs, batch)
+        last = first
+        reward = held["rewards"][first, world].mean(1)
+        alive = ~(held["terminated"][first, world] | held["truncated"][first, world])
         discount = np.full(batch, gamma, np.float32)
         for _ in range(n_step - 1):
-            follow = (last + 1) % self._capacity
-            last = np.where(alive, follow, last)
-            reward = reward + np.where(alive, discount * self._rewards[last, world].mean(1), 0.0)
+            last = np.where(alive, last + 1, last)
+            reward = reward + np.where(alive, discount * held["rewards"][last, world].mean(1), 0.0)
             discount = np.where(alive, discount * gamma, discount)
-            alive &= ~(self._terminated[last, world] | self._truncated[last, world])
-        discount = discount * ~self._terminated[last, world]
+            alive &= ~(held["terminated"][last, world] | held["truncated"][last, world])
+        discount = discount * ~held["terminated"][last, world]
         return Batch(
-            obs=_stacked(self._obs[row, world]),
-            state=torch.from_numpy(self._state[row, world]),
-            actions=_stacked(self._actions[row, world]),
+            obs=_stacked(held["obs"][first, world]),
+            state=torch.from_numpy(held["state"][first, world]),
+            actions=_stacked(held["actions"][first, world]),
             reward=torch.from_numpy(reward.astype(np.float32)),
-            next_obs=_stacked(self._next_obs[last, world]),
-            next_state=torch.from_numpy(self._next_state[last, world]),
+            next_obs=_stacked(held["next_obs"][last, world]),
+            next_state=torch.from_numpy(held["next_state"][last, world]),
             discount=torch.from_numpy(discount.astype(np.float32)),
         )
 
@@ -109,22 +111,43 @@ class Replay:
         Args:
             seed: written beside every episode.
         """
-        order = (np.arange(self.steps - len(self), self.steps)) % self._capacity
-        flags = (self._terminated[order], self._truncated[order])
-        terminated, truncated = (np.repeat(flag[:, :, None], self._task.num_agents, 2) for flag in flags)
-        return cut(
-            self._obs[order],
-            self._state[order],
-            self._actions[order],
-            self._rewards[order],
-            self._next_obs[order],
-            self._next_state[order],
-            terminated,
-            truncated,
-            seed=seed,
-            keep_state=self._task.store_state,
-            from_reset=self.steps <= self._capacity,  # later, the oldest episodes are partly overwritten
-        )
+        held = {name: column[: self.steps] for name, column in self._columns.items()}
+        for name in ("terminated", "truncated"):
+            held[name] = np.repeat(held[name][:, :, None], self._task.num_agents, 2)
+        return cut(**held, seed=seed, keep_state=self._task.store_state)
+
+    def save(self, folder: Path) -> None:
+        """Append what is new since the last call to one file a column in `folder`, down to the disk.
+
+        Raises:
+            OSError: the files cannot be written.
+        """
+        folder.mkdir(exist_ok=True)
+        for name, column in self._columns.items():
+            path = folder / f"{name}.bin"
+            with path.open("r+b" if self._saved else "wb") as file:
+                file.seek(self._saved * column[:1].nbytes)  # after a kill the file may be longer than what counts
+                file.write(column[self._saved : self.steps].data)
+                sync(file)
+        self._saved = self.steps
+
+    def restore(self, folder: Path, steps: int) -> None:
+        """Read the first `steps` steps that `save` wrote.
+
+        Raises:
+            OSError, ValueError: the files are missing or too short.
+        """
+        for name, column in self._columns.items():
+            with (folder / f"{name}.bin").open("rb") as file:
+                if file.readinto(column[:steps].data.cast("B")) != column[:steps].nbytes:
+                    raise ValueError(f"{name}.bin in {folder} is too short")
+        self.steps = self._saved = steps
+
+    def cut_files(self, folder: Path) -> None:
+        """Shorten the files that `save` wrote to the steps that fit into this memory."""
+        for name, column in self._columns.items():
+            with (folder / f"{name}.bin").open("r+b") as file:
+                file.truncate(column.nbytes)
 
 
 def _stacked(values: np.ndarray) -> Tensor:

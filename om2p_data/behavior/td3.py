@@ -67,13 +67,14 @@ class TD3:
         reward_scale: float,
         seed: int,
     ):
-        self._generator = torch.Generator().manual_seed(seed)
-        self.actor = TeamActor(task.num_agents, task.obs_dim, task.act_dim, hidden, self._generator)
-        self.critic = CentralCritic(task, hidden, self._generator)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.actor = TeamActor(task.num_agents, task.obs_dim, task.act_dim, hidden, self.generator)
+        self.critic = CentralCritic(task, hidden, self.generator)
         self._actor_target = copy.deepcopy(self.actor)
         self._critic_target = copy.deepcopy(self.critic)
         self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), learning_rate, foreach=True)
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), learning_rate, foreach=True)
+        self.optimizers = [self._actor_optimizer, self._critic_optimizer]
         self._tau = tau
         self._policy_delay = policy_delay
         self._smoothing = smoothing
@@ -82,10 +83,21 @@ class TD3:
         self._reward_scale = reward_scale
         self.updates = 0
 
+    def modules(self) -> nn.ModuleDict:
+        """Everything that is learned, by name: what a checkpoint keeps beside the optimisers."""
+        return nn.ModuleDict(
+            {
+                "actor": self.actor,
+                "critic": self.critic,
+                "actor_target": self._actor_target,
+                "critic_target": self._critic_target,
+            }
+        )
+
     def update(self, batch: Batch) -> None:
         """One TD3 step on B n-step transitions."""
         with torch.no_grad():
-            noise = torch.empty_like(batch.actions).normal_(0.0, self._smoothing, generator=self._generator)
+            noise = torch.empty_like(batch.actions).normal_(0.0, self._smoothing, generator=self.generator)
             noise.clamp_(-self._smoothing_clip, self._smoothing_clip)
             next_actions = (self._actor_target(batch.next_obs) + noise).clamp_(-1.0, 1.0)
             next_value = self._critic_target(batch.next_state, next_actions).amin(0)  # [B]

@@ -1,91 +1,59 @@
-"""The online training loop: collect, learn, evaluate, and keep what crosses a level.
+"""The online training loop: segments of collecting and learning, and the policies that land on a level.
 
 A run leaves a folder with one policy file a level, everything that had been collected when the medium level was
-crossed (that is the medium-replay data), and a log. `obtain` finds such a folder or trains it.
+reached (that is the medium-replay data), and a log. While it lasts there is also a checkpoint, from which the same call
+goes on after an interruption and does what it would have done without one. `obtain` takes a team that ships with the
+package, or such a folder, or trains.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
-from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from om2p_data.behavior.policy import GaussianNoise, TeamActor, UniformPolicy, load_actor
+from om2p_data import checkpoints
+from om2p_data.behavior import runs
+from om2p_data.behavior.config import EXPERT, LEVELS, MEDIUM, BehaviorConfig
+from om2p_data.behavior.policy import GaussianNoise, TeamActor, between, load_actor
 from om2p_data.behavior.replay import Replay
-from om2p_data.behavior.td3 import TD3
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
-from om2p_data.recipe import Record
 from om2p_data.rollout import team_returns
+from om2p_data.storage import locked
 
-MEDIUM, EXPERT = "medium", "expert"
-_REPLAY_FILE = "medium-replay.safetensors"
-
-
-class Levels(Record):
-    """Team returns (with collection noise) at which the policy is kept."""
-
-    medium: float
-    expert: float
-
-
-class BehaviorConfig(Record):
-    """How a behaviour team is trained online. One environment step is one step of every world."""
-
-    num_envs: int = Field(gt=0)
-    max_steps: int = Field(gt=0, description="environment steps, summed over worlds, after which training gives up")
-    warmup_steps: int = Field(ge=0, description="environment steps of uniform actions before learning starts")
-    updates_per_step: float = Field(gt=0, description="updates per step of all worlds")
-    replay_size: int = Field(gt=0, description="transitions kept")
-    hidden: tuple[PositiveInt, ...]
-    learning_rate: float = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    gamma: float = Field(gt=0, lt=1)
-    n_step: int = Field(gt=0)
-    tau: float = Field(gt=0, le=1)
-    policy_delay: int = Field(gt=0)
-    smoothing: float = Field(ge=0)
-    smoothing_clip: float = Field(ge=0)
-    saturation_cost: float = Field(ge=0)
-    reward_scale: float = Field(gt=0)
-    exploration_noise: float = Field(ge=0)
-    collection_noise: float = Field(ge=0, description="noise of the collecting policy, on which levels are judged")
-    evaluate_every: int = Field(gt=0, description="updates between evaluations")
-    evaluation_episodes: int = Field(gt=0)
-    levels: Levels
-
-    @property
-    def replay_steps(self) -> int:
-        """Steps kept of every world."""
-        return -(-self.replay_size // self.num_envs)
-
-    def fingerprint(self) -> str:
-        """Twelve hex digits that change with any setting."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+_CHECKPOINT = "checkpoint.safetensors"
+_COLLECTED = "collected"
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0
+_BISECTIONS = 8
 
 
 @dataclass(frozen=True)
 class Milestone:
-    """A policy that was kept, and what it scored when it crossed its level."""
+    """A policy that landed on a level.
+
+    Attributes:
+        card: how it was trained and what it scored.
+        origin: "bundled with om2p", or the folder of the run that trained it.
+    """
 
     level: str
     actor: TeamActor
-    card: dict
+    card: dict[str, Any]
+    origin: str
 
 
 def home() -> Path:
@@ -95,110 +63,91 @@ def home() -> Path:
 
 def run_folder(task: Task, config: BehaviorConfig, seed: int) -> Path:
     """The folder of the run with this recipe and seed."""
-    return home() / "behavior" / task.name / f"{config.fingerprint()}-seed{seed}"
+    fingerprint = config.fingerprint(task, make(task.name).prey_identity)
+    return home() / "behavior" / task.name / f"{fingerprint}-seed{seed}"
 
 
-def obtain(task: Task, level: str, config: BehaviorConfig, seed: int, *, progress: bool = True) -> Milestone:
-    """The policy of a level: from its run's folder if it is there, else trained now.
+def bundled(task: Task, level: str, config: BehaviorConfig) -> Milestone | None:
+    """The team of a level that ships with the package, if it is what this recipe makes."""
+    file = resources.files("om2p_data.behavior").joinpath("teams", task.name, f"{level}.safetensors")
+    if not file.is_file():
+        return None
+    with resources.as_file(file) as path:
+        actor, card = load_actor(path, task)
+    if card["fingerprint"] != config.fingerprint(task, make(task.name).prey_identity):
+        return None
+    return Milestone(level, actor, card, "bundled with om2p")
+
+
+def obtain(
+    task: Task, level: str, config: BehaviorConfig, seed: int, *, fresh: bool = False, progress: bool = True
+) -> Milestone:
+    """The policy of a level: bundled, or from its run's folder if it is there, else trained now.
+
+    Args:
+        task: row of the task table.
+        level: MEDIUM or EXPERT.
+        config: the recipe.
+        seed: of the training, where there is one.
+        fresh: do not take the bundled team.
+        progress: whether to show a bar.
 
     Raises:
         UserError: training did not reach the level, or the folder cannot be written.
     """
+    found = None if fresh else bundled(task, level, config)
+    if found is not None:
+        return found
     folder = run_folder(task, config, seed)
     path = folder / f"{level}.safetensors"
     if not path.exists():
         train(task, config, seed, until=level, progress=progress)
     actor, card = load_actor(path, task)
-    return Milestone(level, actor, card)
+    return Milestone(level, actor, card, str(folder))
 
 
 def obtain_replay(
     task: Task, config: BehaviorConfig, seed: int, *, progress: bool = True
 ) -> tuple[Episodes, Milestone]:
-    """Everything that was collected until the medium level, and the policy that crossed it."""
-    milestone = obtain(task, MEDIUM, config, seed, progress=progress)
-    path = run_folder(task, config, seed) / _REPLAY_FILE
+    """Everything that was collected until the medium level, and the policy that reached it. Always trained."""
+    milestone = obtain(task, MEDIUM, config, seed, fresh=True, progress=progress)
+    path = run_folder(task, config, seed) / _COLLECTED
     try:
-        return Episodes.from_arrays(load_file(path)), milestone
-    except Exception as error:
-        raise UserError(f"cannot read the replay memory {path}: {error}; delete its folder to train anew") from error
+        steps = milestone.card["collected_steps"]
+        memory = Replay(task, config.num_envs, steps)
+        memory.restore(path, steps)
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"cannot read the replay memory {path}: {error}; delete {path.parent} to train anew") from error
+    return memory.episodes(seed), milestone
 
 
 def train(task: Task, config: BehaviorConfig, seed: int, *, until: str = EXPERT, progress: bool = True) -> Path:
-    """Train a team online until a level is crossed.
+    """Train a team online until a level is reached, going on from where an earlier call stopped.
 
     Args:
         task: row of the task table.
         config: the recipe.
         seed: of weights, exploration and worlds.
-        until: MEDIUM or EXPERT; levels on the way are kept too.
+        until: MEDIUM or EXPERT; the medium team is kept on the way to the expert.
         progress: whether to show a bar.
 
     Returns:
         The run's folder.
 
     Raises:
-        UserError: `max_steps` went by below the level, the memory is too small, or the folder cannot be written.
+        UserError: `max_steps` went by below the level, another process is training the same run, or the folder cannot
+            be written.
     """
-    if config.replay_steps < max(2 * task.horizon, config.n_step):
-        needed = config.num_envs * max(2 * task.horizon, config.n_step)
-        raise UserError(
-            f"behavior.replay_size = {config.replay_size} is too small for {config.num_envs} worlds of {task.name}: "
-            f"two episodes of {task.horizon} steps in each, and behavior.n_step, take {needed}"
-        )
     folder = run_folder(task, config, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, wait=False), _one_torch_thread():
+            _Training(task, config, seed, folder).run(until, progress)
+    except BlockingIOError as error:
+        raise UserError(f"another process is training {task.name} in {folder}: wait for it") from error
     except OSError as error:
-        raise UserError(f"cannot write behaviour policies to {folder}: {error.strerror}") from error
-    with _one_torch_thread():
-        evaluations = _until(until, folder, _Run(task, config, seed), progress)
-    with (folder / f"{until}-log.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, evaluations[0].keys())
-        writer.writeheader()
-        writer.writerows(evaluations)
+        raise UserError(f"cannot write behaviour policies to {folder}: {error.strerror or error}") from error
     return folder
-
-
-def _until(until: str, folder: Path, run: _Run, progress: bool) -> list[dict]:
-    """Train until a level is crossed, keep the policies of it and of those on the way, and return the evaluations."""
-    task, config = run.task, run.config
-    pending = [level for level in (MEDIUM, EXPERT) if level == until or until == EXPERT]
-    evaluations: list[dict] = []
-    started = time.perf_counter()
-    with tqdm(
-        desc=f"behaviour {task.alias}",
-        unit="step",
-        unit_scale=True,
-        disable=not progress,
-        leave=True,
-    ) as bar:
-        while pending:
-            if run.env_steps >= config.max_steps:
-                best = max(row["return_mean"] for row in evaluations) if evaluations else float("nan")
-                raise UserError(
-                    f"behaviour training of {task.name} stopped at {run.env_steps} environment steps with a best "
-                    f"return of {best:.1f}, below the {pending[0]} level {getattr(config.levels, pending[0])}: "
-                    f"raise behavior.max_steps or lower behavior.levels.{pending[0]} in the data recipe"
-                )
-            run.advance(config.evaluate_every)
-            returns = run.evaluate()
-            row = {
-                "env_steps": run.env_steps,
-                "updates": run.learner.updates,
-                "seconds": round(time.perf_counter() - started, 2),
-                "return_mean": float(returns.mean()),
-                "return_std": float(returns.std()),
-            }
-            evaluations.append(row)
-            # Before the first episodes have ended there is nothing to keep beside the policy.
-            ended = run.replay.steps >= task.horizon
-            while ended and pending and row["return_mean"] >= getattr(config.levels, pending[0]):
-                _keep(folder, pending.pop(0), run, row)
-            bar.update(run.env_steps - bar.n)
-            goal = f"{pending[0]} at {getattr(config.levels, pending[0]):g}" if pending else "done"
-            bar.set_postfix_str(f"return {row['return_mean']:.1f}, {goal}")
-    return evaluations
 
 
 @contextlib.contextmanager
@@ -212,87 +161,170 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Run:
-    """Worlds, memory and learner of one training run."""
+class _Training:
+    """One run with its folder: evaluates after every segment, keeps what lands on a level, saves on the way."""
 
-    def __init__(self, task: Task, config: BehaviorConfig, seed: int):
-        seeds = [int(word) for word in np.random.SeedSequence(seed).generate_state(5)]
-        world_seed, replay_seed, learner_seed, noise_seed, self._evaluation_seed = seeds
-        self.task, self.config, self.seed = task, config, seed
-        self.learner = TD3(
-            task,
-            hidden=config.hidden,
-            learning_rate=config.learning_rate,
-            tau=config.tau,
-            policy_delay=config.policy_delay,
-            smoothing=config.smoothing,
-            smoothing_clip=config.smoothing_clip,
-            saturation_cost=config.saturation_cost,
-            reward_scale=config.reward_scale,
-            seed=learner_seed,
-        )
-        self.replay = Replay(task, config.num_envs, config.replay_steps, replay_seed)
-        self._env = make(task.name, config.num_envs, world_seed)
-        self._evaluation_env = make(task.name, config.evaluation_episodes)
-        self._rng = np.random.default_rng(noise_seed)
-        self._uniform = UniformPolicy(task)
-        self._explorer = GaussianNoise(self.learner.actor, config.exploration_noise)
-        self._obs = self._env.reset()
-        self._due = 0.0
-        self.env_steps = 0
+    def __init__(self, task: Task, config: BehaviorConfig, seed: int, folder: Path):
+        self._task, self._config, self._seed, self._folder = task, config, seed, folder
+        words = np.random.SeedSequence(seed).spawn(1)[0].generate_state(2)
+        self._evaluation_seed, self._judging_seed = (int(word) for word in words)
+        self._run = runs.start(task, config, seed)
+        self._worlds = {
+            count: make(task.name, count) for count in {config.evaluation_episodes, config.judging_episodes}
+        }
+        self._log: list[dict[str, float]] = []
+        self._below: TeamActor | None = None  # the last policy that was not good enough for the next level
+        self._before = 0.0  # seconds of earlier calls
+        self._started = self._saved_at = time.perf_counter()
+        if (folder / _CHECKPOINT).exists():
+            self._restore(checkpoints.load(folder / _CHECKPOINT))
 
-    def advance(self, updates: int) -> None:
-        """Collect and learn until `updates` more updates are done."""
-        config = self.config
-        target = self.learner.updates + updates
-        while self.learner.updates < target:
-            warming_up = self.env_steps < config.warmup_steps
-            self._collect(self._uniform if warming_up else self._explorer)
-            if warming_up or len(self.replay) < config.n_step:
-                continue
-            self._due += config.updates_per_step
-            while self._due >= 1.0:
-                self._due -= 1.0
-                self.learner.update(self.replay.sample(config.batch_size, config.n_step, config.gamma))
+    def run(self, until: str, progress: bool) -> None:
+        task, config, run = self._task, self._config, self._run
+        pending = [level for level in LEVELS[: LEVELS.index(until) + 1] if not self._path(level).exists()]
+        if not pending:
+            return
+        if not run.learns_from_memory and MEDIUM not in pending:
+            run.memory = None
+        with tqdm(desc=f"behaviour {task.alias}", unit="step", unit_scale=True, disable=not progress) as bar:
+            while pending:
+                if run.env_steps >= config.max_steps:
+                    raise UserError(self._gave_up(pending[0]))
+                run.advance()
+                returns = self._evaluate(run.actor, config.evaluation_episodes)
+                self._note(returns)
+                while pending and self._lands(pending[0], run.actor, returns):
+                    if pending.pop(0) == MEDIUM and not run.learns_from_memory:
+                        run.memory = None
+                if pending and float(returns.mean()) < config.levels.window(pending[0])[0]:
+                    self._below = copy.deepcopy(run.actor)
+                if time.perf_counter() - self._saved_at > _SECONDS_BETWEEN_CHECKPOINTS:
+                    self._save()
+                bar.update(run.env_steps - bar.n)
+                goal = f"{pending[0]} at {getattr(config.levels, pending[0]):g}" if pending else "done"
+                bar.set_postfix_str(f"return {returns.mean():.1f}, {goal}")
+        if until == EXPERT:
+            self._finish()
+        else:
+            self._save()
 
-    def _collect(self, policy: UniformPolicy | GaussianNoise) -> None:
-        state = self._env.state()
-        actions = policy.act(self._obs, self._rng)
-        next_obs, rewards, terminated, truncated = self._env.step(actions)
-        self.replay.add(
-            self._obs, state, actions, rewards, self._env.final_obs, self._env.final_state, terminated, truncated
-        )
-        self._obs = next_obs
-        self.env_steps += self.config.num_envs
+    def _lands(self, level: str, actor: TeamActor, returns: np.ndarray) -> bool:
+        """Whether the policy, or one between it and the last that was below the level, lands on it; if so, keep it.
 
-    def evaluate(self) -> np.ndarray:
-        """Returns [episodes] of the collecting policy, on the same starts every time."""
-        policy = GaussianNoise(self.learner.actor, self.config.collection_noise)
-        return team_returns(policy, self._evaluation_env, self._evaluation_seed)
+        Returns change by leaps between two segments. Along the line between the two policies they change continuously,
+        so somewhere on it lies the level.
+        """
+        low, high = self._config.levels.window(level)
+        if returns.mean() < low:
+            return False
+        # Aimed at the middle of the window, so that fresh episodes fall into it too.
+        inner_low, inner_high = low + 0.15 * (high - low), high - 0.15 * (high - low)
+        near, far = 0.0, 1.0
+        share, mean = 1.0, float(returns.mean())
+        for _ in range(_BISECTIONS):
+            candidate = (between(self._below, actor, share) if self._below is not None else actor).rounded()
+            if share < 1.0:
+                mean = float(self._evaluate(candidate, self._config.evaluation_episodes).mean())
+            if inner_low <= mean <= inner_high:
+                judged = self._evaluate(candidate, self._config.judging_episodes, judging=True)
+                if low <= judged.mean() <= high:
+                    self._keep(level, candidate, judged, share)
+                    return True
+            if self._below is None or (share == 1.0 and mean < inner_low):
+                return False
+            near, far = (share, far) if mean < 0.5 * (low + high) else (near, share)
+            share = 0.5 * (near + far)
+        return False
 
-
-def _keep(folder: Path, level: str, run: _Run, row: dict) -> None:
-    """Write a level's policy (and, at the medium level, the memory) unless an earlier run already has."""
-    if level == MEDIUM and not (folder / _REPLAY_FILE).exists():
-        arrays = run.replay.episodes(run.seed).arrays()
-        _replace(folder / _REPLAY_FILE, lambda path: save_file(arrays, path))
-    path = folder / f"{level}.safetensors"
-    if not path.exists():
+    def _keep(self, level: str, actor: TeamActor, returns: np.ndarray, share: float) -> None:
+        run, config = self._run, self._config
         facts = {
             "level": level,
-            "algorithm": "matd3",
-            "seed": run.seed,
-            "collection_noise": run.config.collection_noise,
-            "episodes": run.config.evaluation_episodes,
-            "recipe": run.config.model_dump(mode="json"),
+            "algorithm": config.algorithm,
+            "seed": self._seed,
+            "collection_noise": config.collection_noise,
+            "return_mean": float(returns.mean()),
+            "return_std": float(returns.std()),
+            "episodes": len(returns),
+            "env_steps": run.env_steps,
+            "updates": run.learner.updates,
+            "seconds": round(self._seconds(), 1),
+            "line_share": share,
+            "prey": make(self._task.name).prey_identity,
+            "fingerprint": config.fingerprint(self._task, make(self._task.name).prey_identity),
+            "recipe": config.model_dump(mode="json", exclude_none=True),
+            "om2p": metadata.version("om2p"),
             "torch": torch.__version__,
-            **row,
         }
-        _replace(path, lambda temporary: run.learner.actor.save(temporary, run.task, facts))
+        if level == MEDIUM:
+            assert run.memory is not None
+            run.memory.save(self._folder / _COLLECTED)
+            facts["collected_steps"] = run.memory.steps
+        checkpoints.write_whole(self._path(level), lambda path: actor.save(path, self._task, facts))
 
+    def _evaluate(self, actor: TeamActor, episodes: int, *, judging: bool = False) -> np.ndarray:
+        """Returns [episodes] of the collecting policy, on the same starts every time (judging: on others)."""
+        policy = GaussianNoise(actor, self._config.collection_noise)
+        return team_returns(policy, self._worlds[episodes], self._judging_seed if judging else self._evaluation_seed)
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside `path`, then rename: a half-written file never bears the final name."""
-    temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    temporary.replace(path)
+    def _note(self, returns: np.ndarray) -> None:
+        self._log.append(
+            {
+                "env_steps": self._run.env_steps,
+                "updates": self._run.learner.updates,
+                "seconds": round(self._seconds(), 2),
+                "return_mean": float(returns.mean()),
+                "return_std": float(returns.std()),
+            }
+        )
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def _save(self) -> None:
+        run = self._run
+        if run.memory is not None:
+            run.memory.save(self._folder / _COLLECTED)
+        state = {
+            "run": run.state(),
+            "log": self._log,
+            "below": None if self._below is None else self._below.state_dict(),
+            "seconds": self._seconds(),
+        }
+        checkpoints.save(self._folder / _CHECKPOINT, state)
+        self._saved_at = time.perf_counter()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        run = self._run
+        if run.memory is not None and (run.learns_from_memory or not self._path(MEDIUM).exists()):
+            try:
+                run.memory.restore(self._folder / _COLLECTED, state["run"]["segments"] * self._config.segment_steps)
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot go on in {self._folder}: {error}; delete it to train anew") from error
+        run.restore(state["run"])
+        self._log, self._before = state["log"], state["seconds"]
+        if state["below"] is not None:
+            self._below = copy.deepcopy(run.actor)
+            self._below.load_state_dict(state["below"])
+
+    def _finish(self) -> None:
+        """Leave what others read: the policies, what was collected until the medium level, and the log."""
+        with (self._folder / "log.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._log[0].keys())
+            writer.writeheader()
+            writer.writerows(self._log)
+        (self._folder / _CHECKPOINT).unlink(missing_ok=True)
+        steps = load_actor(self._path(MEDIUM), self._task)[1]["collected_steps"]
+        Replay(self._task, self._config.num_envs, steps).cut_files(self._folder / _COLLECTED)
+
+    def _gave_up(self, level: str) -> str:
+        best = max(row["return_mean"] for row in self._log) if self._log else float("nan")
+        low, high = self._config.levels.window(level)
+        return (
+            f"behaviour training of {self._task.name} stopped at {self._run.env_steps} environment steps with a best "
+            f"return of {best:.1f}; the {level} level is {low:.1f} to {high:.1f}: raise behavior.max_steps (training "
+            f"goes on where it stopped) or change behavior.levels.{level} in the data recipe"
+        )
+
+    def _path(self, level: str) -> Path:
+        return self._folder / f"{level}.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from om2p_data.envs.adapters import ParallelWorld, TeamEnv
-from om2p_data.envs.particle import ParticleEnv, Prey, ScriptedPrey
+from om2p_data.envs.particle import NetworkPrey, ParticleEnv, Prey
 from om2p_data.envs.registry import TASKS, Family, Task, find
 from om2p_data.envs.vector import VectorEnv
 from om2p_data.errors import UserError
@@ -14,8 +14,8 @@ __all__ = [
     "TASKS",
     "Family",
     "ParallelWorld",
+    "NetworkPrey",
     "Prey",
-    "ScriptedPrey",
     "Task",
     "TeamEnv",
     "VectorEnv",
@@ -40,7 +40,7 @@ def make(
         num_envs: how many copies.
         seed: where the random starts come from; the same seed gives the same episodes on any number of threads.
         threads: threads to step with; by default all cores.
-        prey: whom the predators of `pp` and `world` chase; by default the scripted stand-in.
+        prey: whom the predators of `pp` and `world` chase; by default the frozen prey that ships with the package.
 
     Raises:
         UserError: no such task, or a prey where there is none.

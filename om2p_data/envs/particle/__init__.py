@@ -1,6 +1,6 @@
 """The three particle worlds as compiled batched loops."""
 
 from om2p_data.envs.particle.env import SCENARIOS, ParticleEnv, replay
-from om2p_data.envs.particle.prey import Prey, ScriptedPrey
+from om2p_data.envs.particle.prey import NetworkPrey, Prey, bundled_prey
 
-__all__ = ["SCENARIOS", "ParticleEnv", "Prey", "ScriptedPrey", "replay"]
+__all__ = ["SCENARIOS", "NetworkPrey", "ParticleEnv", "Prey", "bundled_prey", "replay"]

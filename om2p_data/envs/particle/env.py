@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from om2p_data.envs.particle import physics, simple_spread, simple_tag, simple_world
-from om2p_data.envs.particle.prey import Prey, ScriptedPrey
+from om2p_data.envs.particle.prey import Prey, bundled_prey
 from om2p_data.envs.particle.render import draw
 from om2p_data.envs.registry import Task
 from om2p_data.envs.vector import Step, VectorEnv, available_threads
@@ -36,7 +36,8 @@ class ParticleEnv(VectorEnv):
         num_envs: E.
         seed: where the random starts come from (one stream a copy, whatever the number of threads).
         threads: threads to step with at most, by default all cores; it changes no result.
-        prey: whom the predators chase; by default the scripted stand-in. Cooperative Navigation has none.
+        prey: whom the predators chase; by default the frozen prey that ships with the
+            package. Cooperative Navigation has none.
 
     Raises:
         UserError: a prey where there is none.
@@ -57,7 +58,7 @@ class ParticleEnv(VectorEnv):
         if prey is not None and not self._scenario.HAS_PREY:
             raise UserError(f"{task.name} has no prey: leave `prey` out")
         num_landmarks = len(self._scenario.LANDMARK_SIZES)
-        self.prey = (prey or ScriptedPrey(num_landmarks)) if self._scenario.HAS_PREY else None
+        self.prey = (prey or bundled_prey(task.name)) if self._scenario.HAS_PREY else None
         most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
         self.prey_identity = self.prey.identity if self.prey is not None else None
         self._threads = min(available_threads(threads), max(1, num_envs // _COPIES_PER_THREAD), most)
@@ -89,13 +90,13 @@ class ParticleEnv(VectorEnv):
             raise UserError(f"actions must have shape {(*shape, self.task.act_dim)}, not {actions.shape}")
         numba.set_num_threads(self._threads)
         if self.prey is not None:
-            prey_obs = self._obs[:, -1, : scenario.OBS_DIMS[-1]]
-            actions = np.concatenate([actions, self.prey.act(prey_obs)[:, None]], axis=1, dtype=np.float32)  # [E, n, 2]
+            actions = np.concatenate([actions, self.prey.act(self.prey_obs)[:, None]], axis=1, dtype=np.float32)
         obs = self._empty_obs()
         rewards = np.empty((self.num_envs, len(scenario.SIZES)), np.float32)
-        scenario.step(self._pos, self._vel, self._landmarks, actions, rewards, obs)
+        scenario.step(self._pos, self._vel, self._landmarks, actions, rewards, obs)  # actions [E, n, 2]
         self._obs = obs
         self.final_obs = self._team(obs)
+        self.final_prey_obs, self.prey_reward = self.prey_obs, rewards[:, -1]
         self._clock += 1
         over = self._clock == self.task.horizon
         if over and self.auto_restart:
@@ -107,6 +108,11 @@ class ParticleEnv(VectorEnv):
     def final_state(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See `VectorEnv.final_state`. Put together only when asked for: it costs a third of a step."""
         return self._last_state if self._clock == 0 else self.state()
+
+    @property
+    def prey_obs(self) -> np.ndarray:
+        """What the prey sees now, float32 [E, O]; after a restart, of the new episode."""
+        return self._obs[:, -1, : self._scenario.OBS_DIMS[-1]]
 
     def state(self) -> np.ndarray:
         parts = (self._pos, self._vel, self._landmarks)
