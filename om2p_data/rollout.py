@@ -9,7 +9,7 @@ import numpy as np
 from om2p_data.behavior.policy import Policy
 from om2p_data.envs.vector import VectorEnv
 from om2p_data.episodes import Episodes
-from om2p_data.recording import Recorder
+from om2p_data.recording import EpisodeBuffer, Recorder
 
 
 def rollout(
@@ -18,6 +18,8 @@ def rollout(
     transitions: int,
     seed: int,
     *,
+    into: EpisodeBuffer | None = None,
+    policy_index: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Episodes:
     """Play whole episodes until at least `transitions` are there; surplus episodes are left out.
@@ -27,24 +29,31 @@ def rollout(
         env: worlds to play in.
         transitions: how many are wanted; the last episode is completed.
         seed: of worlds and policy; the same seed gives the same episodes on any number of threads.
+        into: what other policies have collected for the same data set; the episodes are appended.
+        policy_index: written beside every episode.
         progress: called with the number of new transitions after every batch of episodes.
+
+    Returns:
+        All episodes in the buffer.
     """
     world_seed, policy_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     rng = np.random.default_rng(policy_seed)
+    buffer = into or EpisodeBuffer(transitions)
     obs = env.reset(world_seed)
-    parts: list[Episodes] = []
-    collected = 0
-    while collected < transitions:
-        recorder = Recorder(env)
+    recorder = Recorder(env)
+    missing = transitions
+    while missing > 0:
         for _ in range(env.task.horizon):
             obs = recorder.step(obs, policy.act(obs, rng))
-        part = recorder.episodes(seed)
-        parts.append(part)
-        collected += part.num_transitions
+        part = recorder.take(seed)
+        assert part is not None  # within a horizon every world ends an episode
+        if part.num_transitions > missing:
+            part = part.select(np.arange(enough(part.lengths, missing)))
+        buffer.add(part, policy_index)
+        missing -= part.num_transitions
         if progress is not None:
             progress(part.num_transitions)
-    episodes = Episodes.concatenate(parts)
-    return episodes.select(np.arange(enough(episodes.lengths, transitions)))
+    return buffer.episodes()
 
 
 def enough(lengths: Sequence[int] | np.ndarray, transitions: int) -> int:

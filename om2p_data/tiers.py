@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from om2p_data import recipe
 from om2p_data.behavior import training
-from om2p_data.behavior.config import EXPERT, MEDIUM, BehaviorConfig
+from om2p_data.behavior.config import EXPERT, LEVELS, MEDIUM, BehaviorConfig
 from om2p_data.behavior.policy import GaussianNoise, Policy, UniformPolicy
 from om2p_data.behavior.prey import PreyConfig
 from om2p_data.behavior.training import Milestone
@@ -33,6 +33,7 @@ from om2p_data.envs import make
 from om2p_data.envs.registry import Task
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError, unknown
+from om2p_data.recording import EpisodeBuffer
 from om2p_data.rollout import enough, rollout
 
 DEFAULT_TRANSITIONS = 1_000_000
@@ -128,11 +129,12 @@ def collect(
     if tier is Tier.RANDOM:
         return collector.random(wanted)
     if tier is not Tier.MEDIUM_EXPERT:
-        return collector.level(EXPERT if tier is Tier.EXPERT else MEDIUM, wanted)
+        return collector.levels({EXPERT if tier is Tier.EXPERT else MEDIUM: wanted})
     share = task.expert_share if expert_share is None else expert_share
     if not 0.0 <= share <= 1.0:
         raise UserError(f"the expert share must lie in [0, 1], not {share}")
-    return collector.mix(wanted, share)
+    expert = round(wanted * share)
+    return collector.levels({MEDIUM: wanted - expert, EXPERT: expert})
 
 
 class _Collector:
@@ -146,27 +148,22 @@ class _Collector:
         self._rollout_seed = {name: int(word) for name, word in zip(names, seeds, strict=True)}
 
     def random(self, transitions: int) -> Collected:
-        episodes = self._play("random", UniformPolicy(self._task), transitions)
-        return Collected(episodes, [_described("random", "uniform", 0, self._seed, "", episodes)], [])
+        episodes = self._play("random", UniformPolicy(self._task), transitions, EpisodeBuffer(transitions))
+        return Collected(episodes, [_described("random", "uniform", 0, self._seed, "", episodes.team_returns)], [])
 
-    def level(self, level: str, transitions: int) -> Collected:
-        milestone = self._milestone(level)
-        policy = GaussianNoise(milestone.actor, self._config.behavior.collection_noise)
-        episodes = self._play(level, policy, transitions)
-        return Collected(episodes, [_from_milestone(milestone, episodes)], [milestone])
-
-    def mix(self, transitions: int, share: float) -> Collected:
-        wanted = {MEDIUM: round(transitions * (1.0 - share)), EXPERT: round(transitions * share)}
-        if wanted[EXPERT] > 0:
-            # Expert training passes the medium level on its way, so asking for it first trains once, not twice.
-            self._milestone(EXPERT)
-        parts = [self.level(level, count) for level, count in wanted.items() if count > 0]
-        episodes = Episodes.concatenate([part.episodes for part in parts], policy_offsets=range(len(parts)))
-        return Collected(
-            episodes,
-            [policy for part in parts for policy in part.policies],
-            [team for part in parts for team in part.teams],
-        )
+    def levels(self, wanted: dict[str, int]) -> Collected:
+        """Episodes of one or more levels, by the transitions wanted of each."""
+        wanted = {level: count for level, count in wanted.items() if count > 0}
+        # Expert training passes the medium level on its way, so asking for it first trains once, not twice.
+        teams = {level: self._milestone(level) for level in sorted(wanted, key=LEVELS.index, reverse=True)}
+        buffer = EpisodeBuffer(sum(wanted.values()))
+        for index, (level, count) in enumerate(wanted.items()):
+            policy = GaussianNoise(teams[level].actor, self._config.behavior.collection_noise)
+            self._play(level, policy, count, buffer, index)
+        episodes = buffer.episodes()
+        returns = [episodes.team_returns[episodes.policy == index] for index in range(len(wanted))]
+        policies = [_from_milestone(teams[level], part) for level, part in zip(wanted, returns, strict=True)]
+        return Collected(episodes, policies, [teams[level] for level in wanted])
 
     def replay(self, transitions: int | None) -> Collected:
         episodes, milestone = training.obtain_replay(
@@ -180,14 +177,16 @@ class _Collector:
                 )
             count = enough(episodes.lengths, transitions)
             episodes = episodes.select(np.linspace(0, episodes.num_episodes - 1, count).round().astype(np.int64))
-        return Collected(episodes, [_from_milestone(milestone, episodes, name="replay")], [milestone])
+        return Collected(episodes, [_from_milestone(milestone, episodes.team_returns, name="replay")], [milestone])
 
     def _milestone(self, level: str) -> Milestone:
         return training.obtain(
             self._task, level, self._config.behavior, self._seed, fresh=self._fresh, progress=self._progress
         )
 
-    def _play(self, name: str, policy: Policy, transitions: int) -> Episodes:
+    def _play(
+        self, name: str, policy: Policy, transitions: int, buffer: EpisodeBuffer, policy_index: int = 0
+    ) -> Episodes:
         # A small request is not worth more worlds than it has episodes.
         num_envs = min(self._config.collection.num_envs, -(-transitions // self._task.horizon))
         env = make(self._task.name, num_envs)
@@ -195,16 +194,16 @@ class _Collector:
             total=transitions, desc=f"rollout {name}", unit="step", unit_scale=True, disable=not self._progress
         ) as bar:
             update: Callable[[int], object] = bar.update
-            return rollout(policy, env, transitions, self._rollout_seed[name], progress=update)
+            seed = self._rollout_seed[name]
+            return rollout(policy, env, transitions, seed, into=buffer, policy_index=policy_index, progress=update)
 
 
-def _from_milestone(milestone: Milestone, episodes: Episodes, name: str | None = None) -> BehaviorPolicy:
+def _from_milestone(milestone: Milestone, returns: np.ndarray, name: str | None = None) -> BehaviorPolicy:
     card = milestone.card
-    return _described(name or milestone.level, card["algorithm"], card["updates"], card["seed"], card["hash"], episodes)
+    return _described(name or milestone.level, card["algorithm"], card["updates"], card["seed"], card["hash"], returns)
 
 
-def _described(name: str, algorithm: str, step: int, seed: int, digest: str, episodes: Episodes) -> BehaviorPolicy:
-    returns = episodes.team_returns
+def _described(name: str, algorithm: str, step: int, seed: int, digest: str, returns: np.ndarray) -> BehaviorPolicy:
     return BehaviorPolicy(
         name=name,
         algorithm=algorithm,
@@ -213,5 +212,5 @@ def _described(name: str, algorithm: str, step: int, seed: int, digest: str, epi
         hash=digest,
         return_mean=float(returns.mean()),
         return_std=float(returns.std()),
-        episodes=episodes.num_episodes,
+        episodes=len(returns),
     )

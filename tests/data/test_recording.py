@@ -35,23 +35,23 @@ def random_records(steps: int, worlds: int, seed: int) -> Records:
     }
 
 
-def cut_step_by_step(records: Records, from_reset: bool = True) -> list[Records]:
+def cut_step_by_step(records: Records, begun: np.ndarray | None = None) -> list[Records]:
     """What `cut` should do: walk through time, keep an open episode a world, hand it over when it ends."""
     steps, worlds = records["rewards"].shape[:2]
     open_steps: list[list[int]] = [[] for _ in range(worlds)]
-    known = [from_reset] * worlds
     episodes = []
     for t in range(steps):
         for e in range(worlds):
+            if begun is not None and t < begun[e]:
+                continue
             open_steps[e].append(t)
             if not (records["terminated"][t, e, 0] or records["truncated"][t, e, 0]):
                 continue
-            if known[e]:
-                episode = {key: np.stack([records[key][s, e] for s in open_steps[e]]) for key in records}
-                for key in ("obs", "state"):
-                    episode[key] = np.concatenate([episode[key], records[f"next_{key}"][t, e][None]])
-                episodes.append(episode)
-            open_steps[e], known[e] = [], True
+            episode = {key: np.stack([records[key][s, e] for s in open_steps[e]]) for key in records}
+            for key in ("obs", "state"):
+                episode[key] = np.concatenate([episode[key], records[f"next_{key}"][t, e][None]])
+            episodes.append(episode)
+            open_steps[e] = []
     return episodes
 
 
@@ -64,12 +64,15 @@ def assert_equals_reference(found: Episodes, expected: list[Records], with_state
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("from_reset", [True, False])
-def test_cut_equals_a_walk_through_time(seed: int, from_reset: bool) -> None:
+@pytest.mark.parametrize("begun", [None, np.array([0, 3, 1, 7])])
+def test_cut_equals_a_walk_through_time(seed: int, begun: np.ndarray | None) -> None:
     records = random_records(steps=50, worlds=4, seed=seed)
     records["terminated"][-1] = records["truncated"][-1] = False  # every world leaves an unfinished tail
-    found = cut(**records, seed=9, keep_state=True, from_reset=from_reset)
-    expected = cut_step_by_step(records, from_reset)
+    if begun is not None:  # what lies before has been handed out, and its ends are unset
+        for flag in ("terminated", "truncated"):
+            records[flag][np.arange(50)[:, None] < begun] = False
+    found = cut(**records, seed=9, keep_state=True, begun=begun)
+    expected = cut_step_by_step(records, begun)
     assert len({len(episode["rewards"]) for episode in expected}) > 3
     assert len(expected) > 8
     assert_equals_reference(found, expected, with_state=True)
@@ -130,13 +133,14 @@ class Clockwork(VectorEnv):
         return np.repeat(place[:, None], 3, 1)
 
 
-def test_recorder_keeps_final_observations_and_drops_what_has_not_ended() -> None:
+def test_recorder_keeps_final_observations_and_what_has_not_ended() -> None:
     env = Clockwork([[2, 3, 9], [4, 4]])
     recorder = Recorder(env)
     obs = env.reset()
     for _ in range(7):
         obs = recorder.step(obs, np.zeros((2, 3, 2), np.float32))
-    episodes = recorder.episodes(seed=5)
+    episodes = recorder.take(seed=5)
+    assert episodes is not None
     assert episodes.lengths.tolist() == [2, 4, 3]
     assert episodes.obs[:, 2].tolist() == [
         *([0, 0, t] for t in range(3)),
@@ -144,6 +148,25 @@ def test_recorder_keeps_final_observations_and_drops_what_has_not_ended() -> Non
         *([0, 1, t] for t in range(4)),
     ]
     assert episodes.terminated[:, 1].nonzero()[0].tolist() == [1, 5, 8]
+    obs = recorder.step(obs, np.zeros((2, 3, 2), np.float32))
+    rest = recorder.take(seed=5)  # begun before the first call, ended after it
+    assert rest is not None
+    assert rest.obs[:, 2].tolist() == [[1, 1, t] for t in range(5)]
+    obs = recorder.step(obs, np.zeros((2, 3, 2), np.float32))
+    assert recorder.take(seed=5) is None
+
+
+def test_rollout_of_worlds_that_end_at_times_of_their_own_loses_no_episode() -> None:
+    lengths = np.random.default_rng(0).integers(1, 26, (5, 400)).tolist()
+    found = rollout(UniformPolicy(CN), Clockwork(lengths), 2_000, seed=0)
+    found.check()
+    assert 2_000 <= found.num_transitions < 2_025
+    first = found.obs[found.episode_start, 0]
+    assert (first[:, 2] == 0).all()
+    for world in range(5):
+        mine = first[:, 0] == world
+        assert first[mine, 1].tolist() == list(range(mine.sum()))
+        assert found.lengths[mine].tolist() == lengths[world][: mine.sum()]
 
 
 def test_returns_count_the_first_episode_of_every_world_only() -> None:
@@ -156,7 +179,7 @@ def test_rollout_gives_whole_episodes_and_no_more_than_needed(transitions: int, 
     told: list[int] = []
     found = rollout(UniformPolicy(CN), make("cn", 3), transitions, seed=1, progress=told.append)
     assert found.lengths.tolist() == [25] * episodes
-    assert sum(told) == 75 * -(-transitions // 75)
+    assert sum(told) == 25 * episodes
     last = np.cumsum(found.lengths) - 1
     assert found.truncated[last].all()
     assert not found.terminated.any()
