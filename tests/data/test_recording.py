@@ -134,7 +134,7 @@ class Clockwork(VectorEnv):
 
 
 def test_recorder_keeps_final_observations_and_what_has_not_ended() -> None:
-    env = Clockwork([[2, 3, 9], [4, 4]])
+    env = Clockwork([[2, 3, 9], [4, 4, 9]])
     recorder = Recorder(env)
     obs = env.reset()
     for _ in range(7):
