@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from om2p_data.errors import UserError
-from om2p_data.storage import sync
+from om2p_data.storage import write_whole
 
 _TENSOR = "tensor"
 
@@ -41,19 +41,6 @@ def load(path: Path) -> dict[str, Any]:
             return _put_back(skeleton, file.get_tensor)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}; delete it to start anew") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, and rename it when it is on the disk: no half-written file bears the name.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    with temporary.open("rb") as file:
-        sync(file)
-    temporary.replace(path)
 
 
 def _take_out(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

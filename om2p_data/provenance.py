@@ -6,13 +6,21 @@ import subprocess
 from pathlib import Path
 
 
+_ROOT = Path(__file__).parents[1]
+
+
 def commit() -> str | None:
     """Commit of the checkout that the code runs from, `-dirty` where tracked files differ from it; None elsewhere."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    top = _git("rev-parse", "--show-toplevel")
+    # Installed into an environment inside somebody's repository, the code is not of that repository.
+    if top is None or Path(top).resolve() != _ROOT.resolve():
+        return None
+    return _git("describe", "--always", "--abbrev=12", "--dirty", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
     try:
-        result = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
-        )
-    except OSError:
+        result = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None

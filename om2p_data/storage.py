@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -121,6 +121,19 @@ def restore(final: Path) -> None:
     # A writer that is alive holds the lock and is about to finish the swap by itself.
     with locked(partial, wait=True) if partial.exists() else contextlib.nullcontext():
         _bring_back(final)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, and rename it when it is on the disk: no half-written file bears the name.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    write(temporary)
+    with temporary.open("rb") as file:
+        sync(file)
+    temporary.replace(path)
 
 
 def sync(file: IO) -> None:

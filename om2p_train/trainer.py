@@ -36,6 +36,7 @@ from om2p_data.envs.registry import Task
 from om2p_data.errors import UserError
 from om2p_data.provenance import commit
 from om2p_data.rollout import team_returns
+from om2p_data.storage import write_whole
 from om2p_train import algorithms
 from om2p_train.algorithms import Algorithm
 from om2p_train.batches import Transitions
@@ -149,8 +150,8 @@ class _Writers:
         self._events = event_writer(folder / _EVENTS) if event_writer is not None else None
 
     def run(self, facts: dict[str, Any], recipe: TrainRecipe) -> None:
-        _write_atomically(self._folder / RUN_FILE, json.dumps(facts, indent=2) + "\n")
-        _write_atomically(self._folder / _RECIPE_FILE, to_toml(recipe.tables()))
+        _write_text(self._folder / RUN_FILE, json.dumps(facts, indent=2) + "\n")
+        _write_text(self._folder / _RECIPE_FILE, to_toml(recipe.tables()))
 
     def metrics(self, update: int, losses: dict[str, Tensor]) -> None:
         names = list(losses)
@@ -272,7 +273,5 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

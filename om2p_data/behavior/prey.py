@@ -27,12 +27,12 @@ from om2p_data.behavior.config import TD3Config
 from om2p_data.behavior.policy import GaussianNoise, TeamActor, UniformPolicy, between
 from om2p_data.behavior.replay import Replay
 from om2p_data.behavior.td3 import TD3
-from om2p_data.checkpoints import write_whole
 from om2p_data.envs.particle import SCENARIOS, NetworkPrey, ParticleEnv
 from om2p_data.envs.registry import Task
 from om2p_data.errors import UserError
 from om2p_data.recipe import Record
 from om2p_data.rollout import team_returns
+from om2p_data.storage import write_whole
 
 _TOLERANCE = 0.15
 _BISECTIONS = 10
@@ -82,7 +82,7 @@ def train_prey(task: Task, config: PreyConfig, seed: int, path: Path, *, progres
     if not SCENARIOS[task.scenario].HAS_PREY:
         raise UserError(f"{task.name} has no prey: valid: predator-prey, world")
     started = time.perf_counter()
-    aim = task.returns.random
+    aim = task.reference_random
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     before: TeamActor | None = None
@@ -162,7 +162,7 @@ def _land(
         share = 0.5 * (near + far)
         actor = between(easy, hard, share)
         returns = _random_returns(task, actor, config, seed)
-        gap = returns.mean() - task.returns.random
+        gap = returns.mean() - task.reference_random
         if abs(gap) < _TOLERANCE:
             break
         near, far = (share, far) if gap > 0 else (near, share)

@@ -33,7 +33,7 @@ from om2p_data.envs.registry import Task
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
 from om2p_data.rollout import team_returns
-from om2p_data.storage import locked
+from om2p_data.storage import locked, write_whole
 
 _CHECKPOINT = "checkpoint.safetensors"
 _COLLECTED = "collected"
@@ -260,7 +260,7 @@ class _Training:
             assert run.memory is not None
             run.memory.save(self._folder / _COLLECTED)
             facts["collected_steps"] = run.memory.steps
-        checkpoints.write_whole(self._path(level), lambda path: actor.save(path, self._task, facts))
+        write_whole(self._path(level), lambda path: actor.save(path, self._task, facts))
 
     def _evaluate(self, actor: TeamActor, episodes: int, *, judging: bool = False) -> np.ndarray:
         """Returns [episodes] of the collecting policy, on the same starts every time (judging: on others)."""
