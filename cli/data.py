@@ -184,9 +184,11 @@ def envs() -> None:
     for task in TASKS.values():
         sizes = f"{task.num_agents:>7}{task.obs_dim:>5}{task.act_dim:>5}{task.horizon:>7}"
         published = task.returns
-        levels = f"{published.random:>9.1f}{published.medium:>9.1f}{published.expert:>9.1f}"
+        random = f"{task.reference_random:.1f}*" if published.random is None else f"{published.random:.1f}"
+        levels = f"{random:>9}{published.medium:>9.1f}{published.expert:>9.1f}"
         print(f"{task.name:24}{task.alias:7}{sizes}{levels}")
     print("random, medium, expert: mean team returns of the published data sets")
+    print("* not published: mean of 1,000 episodes of uniform actions, measured here")
 
 
 def main() -> None:

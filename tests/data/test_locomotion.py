@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from om2p_data.envs.locomotion import LocomotionEnv, replay
+from om2p_data.envs.locomotion.simulation import BatchSimulation
 from om2p_data.envs.registry import find
 from om2p_data.errors import UserError
 
@@ -55,7 +56,7 @@ def started(episodes: dict[str, np.ndarray], threads: int) -> LocomotionEnv:
     env.reset()
     random_steps(env, 50)
     env.reset()
-    env._bodies.place(np.arange(copies), episodes["qpos"], episodes["qvel"])
+    env._team.body.simulation.place(np.arange(copies), episodes["qpos"], episodes["qvel"])
     return env
 
 
@@ -141,12 +142,13 @@ def test_seed_decides_every_episode() -> None:
 def test_warm_start_is_gymnasiums(episodes: dict[str, np.ndarray]) -> None:
     """The solver's memory after a start is that of mj_forward on fresh data, to the last bit."""
     env = started(episodes, threads=1)
-    bodies = env._bodies
+    body = env._team.body
+    assert isinstance(body.simulation, BatchSimulation)
     for copy, (qpos, qvel) in enumerate(zip(episodes["qpos"], episodes["qvel"], strict=True)):
-        data = mujoco.MjData(bodies.model)
+        data = mujoco.MjData(body.model)
         data.qpos[:], data.qvel[:] = qpos, qvel
-        mujoco.mj_forward(bodies.model, data)
-        np.testing.assert_array_equal(bodies.batch.get_data(copy).qacc_warmstart, data.qacc_warmstart)
+        mujoco.mj_forward(body.model, data)
+        np.testing.assert_array_equal(body.simulation.batch.get_data(copy).qacc_warmstart, data.qacc_warmstart)
 
 
 def test_ended_episodes_hand_over_and_restart(episodes: dict[str, np.ndarray]) -> None:
@@ -262,10 +264,10 @@ def test_pictures_show_each_copy_wherever_it_ran(drawn: LocomotionEnv) -> None:
     np.testing.assert_array_equal(drawn.render(1), picture)
     assert not np.array_equal(drawn.render(0), picture)
 
-    here = drawn._bodies.batch.get_data(1)
-    qpos, qvel = np.tile(here.qpos, (2, 1)), np.tile(here.qvel, (2, 1))
+    simulation = drawn._team.body.simulation
+    qpos, qvel = np.tile(simulation.qpos[1], (2, 1)), np.tile(simulation.qvel[1], (2, 1))
     qpos[0, 0] += 200.0  # 150 periods of the floor's pattern and 160 m behind its drawn edge
-    drawn._bodies.place(np.arange(2), qpos, qvel)
+    simulation.place(np.arange(2), qpos, qvel)
     assert np.abs(drawn.render(0).astype(int) - picture).mean() < 1
     drawn.close()
     drawn.close()

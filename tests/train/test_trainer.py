@@ -157,7 +157,7 @@ def test_report_says_what_the_folders_say(run, data, tmp_path):
     by_seed = [np.mean([float(row["return"]) for row in rows if row["seed"] == seed]) for seed in "01"]
     np.testing.assert_allclose(runs[1].final, by_seed)
     text = report.table(runs)
-    low, high = data.task.returns.reference_random, data.task.returns.reference_expert
+    low, high = data.task.reference_random, data.task.reference_expert
     normalized = 100 * (np.mean(by_seed) - low) / (high - low)
     line = next(line for line in text.splitlines() if line.startswith("| om2p"))
     assert f"{np.mean(by_seed):.1f} ± {np.std(by_seed, ddof=1):.1f}" in line
