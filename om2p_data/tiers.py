@@ -25,7 +25,7 @@ from tqdm import tqdm
 from om2p_data import recipe
 from om2p_data.behavior import training
 from om2p_data.behavior.config import EXPERT, LEVELS, MEDIUM, BehaviorConfig
-from om2p_data.behavior.policy import GaussianNoise, Policy, UniformPolicy
+from om2p_data.behavior.policy import GaussianNoise, Policy, UniformPolicy, one_torch_thread
 from om2p_data.behavior.prey import PreyConfig
 from om2p_data.behavior.training import Milestone
 from om2p_data.dataset import BehaviorPolicy
@@ -190,9 +190,8 @@ class _Collector:
         # A small request is not worth more worlds than it has episodes.
         num_envs = min(self._config.collection.num_envs, -(-transitions // self._task.horizon))
         env = make(self._task.name, num_envs)
-        with tqdm(
-            total=transitions, desc=f"rollout {name}", unit="step", unit_scale=True, disable=not self._progress
-        ) as bar:
+        bar = tqdm(total=transitions, desc=f"rollout {name}", unit="step", unit_scale=True, disable=not self._progress)
+        with one_torch_thread(), bar:
             update: Callable[[int], object] = bar.update
             seed = self._rollout_seed[name]
             return rollout(policy, env, transitions, seed, into=buffer, policy_index=policy_index, progress=update)

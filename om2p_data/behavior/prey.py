@@ -24,7 +24,7 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from om2p_data.behavior.config import TD3Config
-from om2p_data.behavior.policy import GaussianNoise, TeamActor, UniformPolicy, between
+from om2p_data.behavior.policy import GaussianNoise, TeamActor, UniformPolicy, between, one_torch_thread
 from om2p_data.behavior.replay import Replay
 from om2p_data.behavior.td3 import TD3
 from om2p_data.envs.particle import SCENARIOS, NetworkPrey, ParticleEnv
@@ -83,23 +83,19 @@ def train_prey(task: Task, config: PreyConfig, seed: int, path: Path, *, progres
         raise UserError(f"{task.name} has no prey: valid: predator-prey, world")
     started = time.perf_counter()
     aim = task.reference_random
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     before: TeamActor | None = None
-    try:
-        with tqdm(desc=f"prey {task.alias}", unit="step", unit_scale=True, disable=not progress) as bar:
-            for steps, actor in _segments(task, config, seed):
-                bar.update(steps - bar.n)
-                returns = _random_returns(task, actor, config, seed)
-                bar.set_postfix_str(f"random predators {returns.mean():.1f}, aim {aim:g}")
-                if steps >= config.min_steps and before is not None and returns.mean() <= aim:
-                    prey, returns = _land(task, before, actor, config, seed)
-                    break
-                before = copy.deepcopy(actor)
-            else:
-                raise UserError(f"random predators never fell to {aim} within prey.max_steps = {config.max_steps}")
-    finally:
-        torch.set_num_threads(threads)
+    bar = tqdm(desc=f"prey {task.alias}", unit="step", unit_scale=True, disable=not progress)
+    with one_torch_thread(), bar:
+        for steps, actor in _segments(task, config, seed):
+            bar.update(steps - bar.n)
+            returns = _random_returns(task, actor, config, seed)
+            bar.set_postfix_str(f"random predators {returns.mean():.1f}, aim {aim:g}")
+            if steps >= config.min_steps and before is not None and returns.mean() <= aim:
+                prey, returns = _land(task, before, actor, config, seed)
+                break
+            before = copy.deepcopy(actor)
+        else:
+            raise UserError(f"random predators never fell to {aim} within prey.max_steps = {config.max_steps}")
     facts = {
         "task": task.name,
         "algorithm": "joint td3",

@@ -8,12 +8,10 @@ package, or such a folder, or trains.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -26,7 +24,7 @@ from tqdm import tqdm
 from om2p_data import checkpoints
 from om2p_data.behavior import runs
 from om2p_data.behavior.config import EXPERT, LEVELS, MEDIUM, BehaviorConfig
-from om2p_data.behavior.policy import GaussianNoise, TeamActor, between, load_actor
+from om2p_data.behavior.policy import GaussianNoise, TeamActor, between, load_actor, one_torch_thread
 from om2p_data.behavior.replay import Replay
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
@@ -141,24 +139,13 @@ def train(task: Task, config: BehaviorConfig, seed: int, *, until: str = EXPERT,
     folder = run_folder(task, config, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, wait=False), _one_torch_thread():
+        with locked(folder, wait=False), one_torch_thread():
             _Training(task, config, seed, folder).run(until, progress)
     except BlockingIOError as error:
         raise UserError(f"another process is training {task.name} in {folder}: wait for it") from error
     except OSError as error:
         raise UserError(f"cannot write behaviour policies to {folder}: {error.strerror or error}") from error
     return folder
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Networks of this size train a third faster on one thread than on two, and leave the other core to the worlds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Training:
