@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,7 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe: table.key=value. Repeatable."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of data sets. Default: MINARI_DATASETS_PATH or Minari's.")]
 
 
 def guarded(app: Callable[[], object]) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Quiet, Settings, guarded
+from . import share
+from .common import Quiet, Root, Settings, guarded
 
 app = typer.Typer(
     help="Train behaviour teams online and roll them out into Minari data sets.",
@@ -19,7 +20,6 @@ app = typer.Typer(
 Env = Annotated[str, typer.Option("--env", help="Task: cn, pp, world, hc, or its long name.")]
 Seed = Annotated[int, typer.Option(help="Seed of behaviour training and rollouts.", min=0)]
 Recipe = Annotated[str | None, typer.Option(help="Data recipe: a TOML file. Default: the task's own.")]
-Root = Annotated[Path | None, typer.Option(help="Folder of data sets. Default: MINARI_DATASETS_PATH or Minari's.")]
 
 
 @app.command()
@@ -189,6 +189,9 @@ def envs() -> None:
         print(f"{task.name:24}{task.alias:7}{sizes}{levels}")
     print("random, medium, expert: mean team returns of the published data sets")
     print("* not published: mean of 1,000 episodes of uniform actions, measured here")
+
+
+share.register(app)
 
 
 def main() -> None:
