@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from om2p_data import tiers
-from om2p_data.behavior.td3 import TD3
+from om2p_data.behavior import runs
 from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
 from om2p_data.recipe import Record, bundled, fill, merge, parse_overrides, read
@@ -51,13 +52,12 @@ def test_what_is_bundled() -> None:
 def test_data_recipes_load_and_build_a_learner(task: Task) -> None:
     behavior = tiers.load_recipe(task, None).behavior
     assert behavior.collection_noise == 0.1  # as in the published data sets
-    assert behavior.levels.medium < behavior.levels.expert
-    assert behavior.replay_steps >= 2 * task.horizon
-    assert behavior.warmup_steps < behavior.max_steps
-    own = {name for name in TD3.__init__.__annotations__ if name not in ("task", "seed", "return")}
-    TD3(task, seed=0, **{name: getattr(behavior, name) for name in own})
-    if task.name != task.alias and task.alias in ("cn", "hc"):  # the levels of pp and world belong to their prey
-        assert (behavior.levels.medium, behavior.levels.expert) == (task.returns.medium, task.returns.expert)
+    assert (behavior.levels.medium, behavior.levels.expert) == (task.returns.medium, task.returns.expert)
+    assert behavior.max_steps >= 10 * behavior.num_envs * behavior.segment_steps
+    assert behavior.evaluation_episodes <= behavior.judging_episodes
+    actor = runs.start(task, behavior, seed=0).actor
+    actions = actor.act(np.zeros((2, task.num_agents, task.obs_dim), np.float32), np.random.default_rng(0))
+    assert actions.shape == (2, task.num_agents, task.act_dim)
 
 
 # Training
