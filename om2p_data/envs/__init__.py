@@ -13,8 +13,8 @@ from om2p_data.errors import UserError
 __all__ = [
     "TASKS",
     "Family",
-    "ParallelWorld",
     "NetworkPrey",
+    "ParallelWorld",
     "Prey",
     "Task",
     "TeamEnv",

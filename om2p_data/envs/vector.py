@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
+import math
 import os
 
 import numpy as np
 
 from om2p_data.envs.registry import Task
+from om2p_data.errors import UserError
 
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -19,6 +21,22 @@ def available_threads(threads: int | None = None) -> int:
             raise ValueError(f"threads must be 1 or more, not {threads}")
         return threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def require_finite(actions: np.ndarray) -> None:
+    """Refuse actions that are not numbers, before they spoil a world's positions for good.
+
+    Raises:
+        UserError: NaN or infinity among the actions; the message says where first.
+    """
+    # One product instead of a look at each number: a finite sum of squares has no other parts. A sum that is not finite
+    # may still come of large numbers, so then each is looked at.
+    if math.isfinite(np.vdot(actions, actions)):
+        return
+    wrong = np.argwhere(~np.isfinite(actions))
+    if len(wrong):
+        index = tuple(wrong[0].tolist())
+        raise UserError(f"actions must be finite, but actions{list(index)} is {actions[index]}")
 
 
 class VectorEnv(abc.ABC):
@@ -60,6 +78,9 @@ class VectorEnv(abc.ABC):
         Returns:
             obs float32 [E, N, O], rewards float32 [E, N], terminated bool [E, N], truncated bool [E, N].
             All arrays are the caller's to keep: the world does not write to them again.
+
+        Raises:
+            UserError: actions of another shape, or not all finite; nothing has moved then.
         """
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 
 from om2p_data.envs.locomotion.bodies import SETUPS
 from om2p_data.envs.registry import Task, find
-from om2p_data.envs.vector import Step, VectorEnv, available_threads
+from om2p_data.envs.vector import Step, VectorEnv, available_threads, require_finite
 from om2p_data.errors import UserError
 
 _PICTURE = (320, 480)  # height, width in pixels
@@ -87,23 +87,24 @@ class LocomotionEnv(VectorEnv):
         """Advance every copy by one step: see `VectorEnv.step`.
 
         Raises:
-            UserError: actions of another shape than [E, N, A], or no `reset` before.
+            UserError: actions of another shape than [E, N, A] or not all finite, or no `reset` before.
         """
         if self._age is None:
             raise UserError("call reset() before step()")
         task = self.task
-        team_reward = self._team.step(_array("actions", actions, self.num_envs, task.num_agents, task.act_dim))
+        actions = _array("actions", actions, self.num_envs, task.num_agents, task.act_dim)
+        require_finite(actions)
+        team_reward = self._team.step(actions)
         self._age += 1
         self.final_obs, self._final_state = self._observe()
         terminated = self._team.body.fallen()
         truncated = self._age >= task.horizon
         ended = np.flatnonzero(terminated | truncated)
+        obs = self.final_obs.copy()
         if ended.size and self.auto_restart:
             self._team.body.start(self._rng, ended)
             self._age[ended] = 0
-            obs, _ = self._observe()
-        else:
-            obs = self.final_obs.copy()
+            obs[ended] = self._team.view(self._team.body.state()[ended])
         return (
             obs,
             self._for_each_agent(team_reward.astype(np.float32)),
@@ -189,7 +190,8 @@ def replay(
         [E, T], true from the task's horizon on.
 
     Raises:
-        UserError: unknown task, one that is not locomotion, or an array of the wrong shape.
+        UserError: unknown task, one that is not locomotion, an array of the wrong shape, or actions that are not all
+            finite.
     """
     row = find(task)
     copies = max(1, len(np.atleast_1d(qpos)))
@@ -198,6 +200,7 @@ def replay(
     qpos = _array("qpos", qpos, "E", body.model.nq)
     qvel = _array("qvel", qvel, copies, body.model.nv)
     actions = _array("actions", actions, copies, "T", row.num_agents, row.act_dim)
+    require_finite(actions)
 
     body.simulation.place(np.arange(copies), qpos, qvel)
     rewards, states, fallen = [], [], []

@@ -11,7 +11,7 @@ from om2p_data.envs.particle import physics, simple_spread, simple_tag, simple_w
 from om2p_data.envs.particle.prey import Prey, bundled_prey
 from om2p_data.envs.particle.render import draw
 from om2p_data.envs.registry import Task
-from om2p_data.envs.vector import Step, VectorEnv, available_threads
+from om2p_data.envs.vector import Step, VectorEnv, available_threads, require_finite
 from om2p_data.errors import UserError, unknown
 
 SCENARIOS: dict[str, ModuleType] = {
@@ -80,7 +80,7 @@ class ParticleEnv(VectorEnv):
         """Advance every copy by one step: see `VectorEnv.step`.
 
         Raises:
-            UserError: actions of another shape than [E, N, 2].
+            UserError: actions of another shape than [E, N, 2], or not all finite.
         """
         scenario = self._scenario
         shape = (self.num_envs, self.task.num_agents)
@@ -88,6 +88,7 @@ class ParticleEnv(VectorEnv):
         actions = np.ascontiguousarray(actions, np.float32)
         if actions.shape != (*shape, self.task.act_dim):
             raise UserError(f"actions must have shape {(*shape, self.task.act_dim)}, not {actions.shape}")
+        require_finite(actions)
         numba.set_num_threads(self._threads)
         if self.prey is not None:
             actions = np.concatenate([actions, self.prey.act(self.prey_obs)[:, None]], axis=1, dtype=np.float32)
@@ -156,7 +157,7 @@ def replay(
         `init_obs_i` [E, O_i] and `obs_i` [E, T, O_i].
 
     Raises:
-        UserError: no such scenario, or an array of the wrong shape.
+        UserError: no such scenario, an array of the wrong shape, or actions that are not all finite.
     """
     if scenario not in SCENARIOS:
         raise unknown("scenario", scenario, SCENARIOS)
@@ -174,6 +175,7 @@ def replay(
     for key, shape in shapes.items():
         if given[key].shape != shape:
             raise UserError(f"{key} of {scenario} must have shape {shape}, not {given[key].shape}")
+    require_finite(given["actions"])
 
     pos, vel = given["init_pos"].copy(), given["init_vel"].copy()
     obs = np.zeros((steps + 1, episodes, bodies, max(module.OBS_DIMS)))
