@@ -1,4 +1,4 @@
-"""How long behaviour training takes to cross a task's levels, over several seeds; every run starts from nothing."""
+"""How long behaviour training takes to land on a task's levels, over several seeds; every run starts from nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from common import QUIET_POOLS, RESULTS, ensure_environment, print_table, write_
 
 from om2p_data import tiers
 from om2p_data.behavior import training
+from om2p_data.behavior.config import LEVELS
 from om2p_data.envs import find
 
 
@@ -28,8 +29,8 @@ def main() -> None:
         os.environ["OM2P_HOME"] = folder
         for seed in range(arguments.seeds):
             training.train(task, config, seed)
-            for level in (training.MEDIUM, training.EXPERT):
-                card = training.obtain(task, level, config, seed).card
+            for level in LEVELS:
+                card = training.obtain(task, level, config, seed, fresh=True).card
                 rows.append(
                     {
                         "task": task.name,
@@ -38,6 +39,8 @@ def main() -> None:
                         "published": getattr(config.levels, level),
                         "return": card["return_mean"],
                         "std": card["return_std"],
+                        "episodes": card["episodes"],
+                        "algorithm": card["algorithm"],
                         "seconds": card["seconds"],
                         "updates": card["updates"],
                         "env_steps": card["env_steps"],
@@ -45,7 +48,8 @@ def main() -> None:
                 )
     print_table(rows)
     out = arguments.out or RESULTS / f"behavior_{task.alias}.json"
-    settings = {"seeds": arguments.seeds, "environment": environment, "recipe": config.model_dump(mode="json")}
+    recipe = config.model_dump(mode="json", exclude_none=True)
+    settings = {"seeds": arguments.seeds, "environment": environment, "recipe": recipe}
     write_results(out, rows, settings, "om2p", "torch", "numba", "numpy")
 
 

@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 Env = Annotated[str, typer.Option("--env", help="Task: cn, pp, world, hc, or its long name.")]
-Seed = Annotated[int, typer.Option(help="Seed of behaviour training and rollouts.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of behaviour training and rollouts.", min=0, max=2**63 - 1)]
 Recipe = Annotated[str | None, typer.Option(help="Data recipe: a TOML file. Default: the task's own.")]
 
 

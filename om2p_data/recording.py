@@ -35,7 +35,7 @@ class Recorder:
         taken = np.arange(len(self._rows))[:, None] < self._begun  # [T, E], rows of episodes that were handed out
         for flag in columns[-2:]:
             flag[taken] = False
-        over = (columns[-2] | columns[-1]).any(2)  # [T, E]
+        over = np.any(columns[-2] | columns[-1], axis=2)  # [T, E]
         ends = over.any(0)
         episodes = None
         if ends.any():

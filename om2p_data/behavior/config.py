@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -46,6 +47,11 @@ class TD3Config(Record):
     reward_scale: float = Field(gt=0)
     exploration_noise: float = Field(ge=0)
 
+    def learner(self) -> dict[str, Any]:
+        """The settings of the learner itself; the others are the loop's."""
+        loop = {"warmup_steps", "updates_per_step", "batch_size", "gamma", "n_step", "exploration_noise"}
+        return self.model_dump(exclude=loop)
+
 
 class PPOConfig(Record):
     """On-policy learner: see `om2p_data.behavior.ppo.PPO` for what the settings mean."""
@@ -60,6 +66,10 @@ class PPOConfig(Record):
     entropy_cost: float = Field(ge=0)
     initial_noise: float = Field(gt=0)
     max_gradient: float = Field(gt=0)
+
+    def learner(self) -> dict[str, Any]:
+        """The settings of the learner itself; the others are the loop's."""
+        return self.model_dump(exclude={"rollout_steps"})
 
 
 class BehaviorConfig(Record):

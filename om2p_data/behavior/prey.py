@@ -119,9 +119,8 @@ def _segments(task: Task, config: PreyConfig, seed: int) -> Iterator[tuple[int, 
     words = [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
     rng = np.random.default_rng(words[0])
     prey_task = dataclasses.replace(task, agents=("prey",), obs_dim=SCENARIOS[task.scenario].OBS_DIMS[-1])
-    names = ("learning_rate", "tau", "policy_delay", "smoothing", "smoothing_clip", "saturation_cost", "reward_scale")
-    settings = {name: getattr(learner, name) for name in names} | {"hidden": config.hidden}
-    team, runner = TD3(task, seed=words[1], **settings), TD3(prey_task, seed=words[2], **settings)
+    team = TD3(task, seed=words[1], hidden=config.hidden, **learner.learner())
+    runner = TD3(prey_task, seed=words[2], hidden=config.hidden, **learner.learner())
     prey = _Learning(runner.actor, learner.exploration_noise, rng)
     env = ParticleEnv(task, config.num_envs, words[3], prey=prey)
     capacity = -(-config.max_steps // config.num_envs) + config.segment_steps
@@ -155,14 +154,16 @@ def _land(
     """The prey between two segments against which random predators score what is published, and their returns."""
     near, far = 0.0, 1.0
     for _ in range(_BISECTIONS):
-        share = 0.5 * (near + far)
-        actor = between(easy, hard, share)
+        actor = between(easy, hard, 0.5 * (near + far))
         returns = _random_returns(task, actor, config, seed)
         gap = returns.mean() - task.reference_random
         if abs(gap) < _TOLERANCE:
-            break
-        near, far = (share, far) if gap > 0 else (near, share)
-    return _frozen(task, actor), returns
+            return _frozen(task, actor), returns
+        near, far = (0.5 * (near + far), far) if gap > 0 else (near, 0.5 * (near + far))
+    raise UserError(
+        f"no prey between two segments brings random predators to {task.reference_random}: raise "
+        "prey.evaluation_episodes or take another seed"
+    )
 
 
 def _frozen(task: Task, actor: TeamActor) -> NetworkPrey:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from om2p_data.checkpoints import optimizer_state, restore_optimizer
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
 
+L = TypeVar("L", TD3, PPO)
 
-class Run(abc.ABC):
+
+class Run(abc.ABC, Generic[L]):
     """What the training loop sees of a learner with its worlds.
 
     Attributes:
@@ -34,7 +36,7 @@ class Run(abc.ABC):
         segments, env_steps: how many so far; environment steps are summed over worlds.
     """
 
-    learner: TD3 | PPO
+    learner: L
     learns_from_memory: bool
 
     def __init__(self, task: Task, config: BehaviorConfig, seed: int):
@@ -104,7 +106,7 @@ class Run(abc.ABC):
         learner.updates = state["updates"]
 
 
-class OffPolicyRun(Run):
+class OffPolicyRun(Run[TD3]):
     """TD3: after every step of the worlds, updates from everything collected so far."""
 
     learns_from_memory = True
@@ -113,14 +115,7 @@ class OffPolicyRun(Run):
         super().__init__(task, config, seed)
         assert config.td3 is not None
         self._td3 = config.td3
-        names = ("learning_rate", "tau", "policy_delay", "smoothing", "smoothing_clip", "saturation_cost")
-        self.learner = TD3(
-            task,
-            hidden=config.hidden,
-            reward_scale=self._td3.reward_scale,
-            seed=self._learner_seed,
-            **{name: getattr(self._td3, name) for name in names},
-        )
+        self.learner = TD3(task, hidden=config.hidden, seed=self._learner_seed, **self._td3.learner())
         self._uniform = UniformPolicy(task)
         self._explorer = GaussianNoise(self.learner.actor, self._td3.exploration_noise)
         self._due = 0.0
@@ -147,7 +142,7 @@ class OffPolicyRun(Run):
             self.learner.update(memory.sample(self._sampling, td3.batch_size, td3.n_step, td3.gamma))
 
 
-class OnPolicyRun(Run):
+class OnPolicyRun(Run[PPO]):
     """PPO: rounds of `rollout_steps` steps of all worlds, then a few epochs on them."""
 
     learns_from_memory = False
@@ -155,9 +150,8 @@ class OnPolicyRun(Run):
     def __init__(self, task: Task, config: BehaviorConfig, seed: int):
         super().__init__(task, config, seed)
         assert config.ppo is not None
-        settings = config.ppo.model_dump()
-        self._rollout_steps = settings.pop("rollout_steps")
-        self.learner = PPO(task, hidden=config.hidden, seed=self._learner_seed, **settings)
+        self._rollout_steps = config.ppo.rollout_steps
+        self.learner = PPO(task, hidden=config.hidden, seed=self._learner_seed, **config.ppo.learner())
         self._rows: list[tuple[np.ndarray, ...]] = []
 
     def advance(self) -> None:
