@@ -16,7 +16,8 @@ from om2p_data.envs import TASKS, Family, ParallelWorld, TeamEnv, find, make, pa
 from om2p_data.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-ALIASES = ("cn", "pp", "world", "hc")
+ALIASES = ("cn", "pp", "world", "hc", "hc6", "hopper", "ant")
+FALLS = ("hopper", "ant")  # where an episode may end before the horizon
 
 each_task = pytest.mark.parametrize("name", ALIASES)
 
@@ -70,8 +71,8 @@ def test_a_seed_decides_the_whole_episode(name: str):
 def test_episode_equals_the_vector_world_and_ends(name: str):
     task, rng = find(name), np.random.default_rng(1)
     env, vector = parallel_env(name), make(name, 1, threads=1)
-    obs, infos = env.reset(seed=8)
-    restarted = vector.reset(8)
+    obs, infos = env.reset(seed=4)  # an ant that falls; many do not
+    restarted = vector.reset(4)
     np.testing.assert_array_equal(joint(env, obs), restarted)
     np.testing.assert_array_equal(env.state(), vector.state()[0])
     assert infos == {agent: {} for agent in task.agents}
@@ -79,16 +80,19 @@ def test_episode_equals_the_vector_world_and_ends(name: str):
         assert tuple(env.agents) == task.agents
         actions = random_actions(env, rng)
         obs, rewards, terminated, truncated, _ = env.step(actions)
-        restarted, vector_rewards, _, _ = vector.step(joint(env, actions))
+        restarted, vector_rewards, vector_terminated, _ = vector.step(joint(env, actions))
         np.testing.assert_array_equal(joint(env, obs), vector.final_obs)
         np.testing.assert_array_equal(joint(env, rewards), vector_rewards)
         np.testing.assert_array_equal(env.state(), vector.final_state[0])
-        assert set(terminated.values()) == {False}
+        np.testing.assert_array_equal(joint(env, terminated), vector_terminated)
         assert set(truncated.values()) == {step == task.horizon}
         for agent, value in obs.items():
             assert env.observation_space(agent).contains(value)
         assert env.state().dtype == np.float32
         assert env.state_space.contains(env.state())
+        if any(terminated.values()):
+            break
+    assert all(terminated.values()) == (name in FALLS)
     # The vector world has restarted; what the last step led to is another place.
     assert not np.array_equal(joint(env, obs), restarted)
     assert not np.array_equal(env.state(), vector.state()[0])
@@ -180,14 +184,17 @@ def test_team_reward_is_the_mean_over_agents(name: str):
         team.reset(seed=seed)
         env.reset(seed=seed)
         for step in range(1, 26):
+            if not env.agents:
+                break
             actions = random_actions(env, rng)
             obs, reward, terminated, truncated, info = team.step(actions)
-            their_obs, rewards, _, _, _ = env.step(actions)
+            their_obs, rewards, their_terminated, _, _ = env.step(actions)
             agent_rewards = np.array([rewards[agent] for agent in env.possible_agents])
             assert reward == pytest.approx(agent_rewards.mean(), abs=1e-5)
             np.testing.assert_allclose(info["agent_rewards"], agent_rewards, rtol=1e-6)
             np.testing.assert_array_equal(joint(env, obs), joint(env, their_obs))
-            assert terminated is False
+            assert terminated is any(their_terminated.values())
+            assert terminated is False or name in FALLS
             assert truncated is (step == env.task.horizon)
             spread = max(spread, float(np.ptp(agent_rewards)))
     assert (spread > 0) == (name == "cn")  # the others share one reward
@@ -232,7 +239,7 @@ def test_prey_only_where_there_is_one():
         def act(self, obs: np.ndarray) -> np.ndarray:
             return np.zeros((len(obs), 2), np.float32)
 
-    for name in ("cn", "hc"):
+    for name in ("cn", "hc", "ant"):
         with pytest.raises(UserError, match="has no prey"):
             parallel_env(name, prey=Still())
     env = parallel_env("pp", prey=Still())

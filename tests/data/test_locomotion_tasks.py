@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium
 import numpy as np
 import pytest
 
@@ -191,6 +194,33 @@ def test_fallen_copies_restart_alone(name: str) -> None:
             np.testing.assert_allclose(rewards, alone["rewards"][0, t - begin], rtol=1e-6)
             np.testing.assert_array_equal(final_obs, alone["obs"][0, t - begin].astype(np.float32))
             np.testing.assert_array_equal(final_state, alone["state"][0, t - begin].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "values"),
+    [
+        ("hopper-3x1", 1, (0.69, 0.7, 0.71, 50.0, np.inf, np.nan)),  # height
+        ("hopper-3x1", 2, (-0.21, -0.2, -0.19, 0.19, 0.2, 0.21)),  # tilt
+        ("hopper-3x1", 5, (-101.0, -100.0, -99.0, 99.0, 100.0, 101.0)),  # a joint
+        ("ant-2x4", 2, (0.19, 0.2, 0.21, 0.99, 1.0, 1.01)),  # height
+        ("ant-2x4", 9, (np.nan, np.inf, -np.inf, 1e9, 0.0, 1.0)),  # a joint
+    ],
+)
+def test_what_counts_as_a_fall_is_gymnasiums(name: str, entry: int, values: tuple[float, ...]) -> None:
+    theirs: Any = gymnasium.make(f"{SCENARIOS[name][0]}-v5").unwrapped
+    env = LocomotionEnv(find(name), len(values))
+    env.reset()
+    body = env._team.body
+    body.simulation.qpos[:] = theirs.init_qpos
+    body.simulation.qvel[:] = 0.0
+    body.simulation.qpos[:, entry] = values
+    expected = []
+    for value in values:
+        theirs.data.qpos[:] = theirs.init_qpos
+        theirs.data.qpos[entry] = value
+        expected.append(not theirs.is_healthy)
+    assert 0 < sum(expected) < len(values)
+    assert body.fallen().tolist() == expected
 
 
 @each_that_falls
