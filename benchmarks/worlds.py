@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,17 +99,17 @@ def gymnasium_loop(build: Callable, steps: int = 25) -> Loop:
     return loop
 
 
-def ceiling_loop(copies: int, threads: int, steps: int = 5) -> Loop:
+def ceiling_loop(scenario: str, copies: int, threads: int, steps: int = 5) -> Loop:
     """MuJoCo's own C threads with no Python between the steps and nothing read: what a closed loop can hope for."""
     import gymnasium
     import mujoco.batch
 
-    model = gymnasium.make("HalfCheetah-v5").unwrapped.model  # pyright: ignore[reportAttributeAccessIssue]
-    batch = mujoco.batch.Batch(model, copies, threads)
-    batch.bind("ctrl")[:] = np.random.default_rng(0).uniform(-1, 1, (copies, model.nu))
+    env: Any = gymnasium.make(f"{scenario}-v5").unwrapped
+    batch = mujoco.batch.Batch(env.model, copies, threads)
+    batch.bind("ctrl")[:] = np.random.default_rng(0).uniform(-1, 1, (copies, env.model.nu))
 
     def loop() -> int:
-        batch.step(nstep=5 * steps)  # five steps of physics to one of the task
+        batch.step(nstep=env.frame_skip * steps)
         return steps * copies
 
     return loop
@@ -116,16 +117,17 @@ def ceiling_loop(copies: int, threads: int, steps: int = 5) -> Loop:
 
 def peer_loops(task: Task) -> dict[str, Callable[[], Loop]]:
     """The nearest worlds that other packages offer; the first is what the ratios refer to."""
-    if task.scenario == "HalfCheetah":
+    if task.family is Family.LOCOMOTION:
         import gymnasium
         from gymnasium_robotics import mamujoco_v1
 
-        def mamujoco():
-            return mamujoco_v1.parallel_env("HalfCheetah", "2x3", agent_obsk=0, global_categories=())
-
+        split = task.name.rpartition("-")[2]
+        own_joints = {"agent_obsk": 0, "global_categories": ()} if task.name == "halfcheetah-2x3" else {}
         return {
-            "gymnasium-robotics": lambda: parallel_loop(mamujoco),
-            "gymnasium": lambda: gymnasium_loop(lambda: gymnasium.make("HalfCheetah-v5")),
+            "gymnasium-robotics": lambda: parallel_loop(
+                partial(mamujoco_v1.parallel_env, task.scenario, split, **own_joints)
+            ),
+            "gymnasium": lambda: gymnasium_loop(partial(gymnasium.make, f"{task.scenario}-v5")),
         }
     from mpe2 import simple_spread_v3, simple_tag_v3, simple_world_comm_v3
 
@@ -163,7 +165,8 @@ def build_loops(cases: Sequence[Case]) -> dict[Case, Loop]:
                 loops[Case(alias, package, "-", 1, 1)] = build()
             if find(alias).family is Family.LOCOMOTION:
                 for threads in dict.fromkeys(case.threads for case in cases):
-                    loops[Case(alias, "mujoco, open loop in C", "-", 256, threads)] = ceiling_loop(256, threads)
+                    case = Case(alias, "mujoco, open loop in C", "-", 256, threads)
+                    loops[case] = ceiling_loop(find(alias).scenario, case.copies, threads)
             loops[Case(alias, "om2p as PettingZoo", "-", 1, 1)] = parallel_loop(partial(parallel_env, alias))
     return loops | {case: our_loop(case) for case in cases}
 
