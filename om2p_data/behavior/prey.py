@@ -123,11 +123,10 @@ def _segments(task: Task, config: PreyConfig, seed: int) -> Iterator[tuple[int, 
     runner = TD3(prey_task, seed=words[2], hidden=config.hidden, **learner.learner())
     prey = _Learning(runner.actor, learner.exploration_noise, rng)
     env = ParticleEnv(task, config.num_envs, words[3], prey=prey)
-    capacity = -(-config.max_steps // config.num_envs) + config.segment_steps
-    memory, prey_memory = (Replay(side, config.num_envs, capacity) for side in (task, prey_task))
+    memory, prey_memory = (Replay(side, config.num_envs, 2 * config.segment_steps) for side in (task, prey_task))
     uniform, explorer = UniformPolicy(task), GaussianNoise(team.actor, learner.exploration_noise)
     obs = env.reset()
-    for step in range(1, capacity + 1):
+    for step in range(1, config.max_steps // config.num_envs + 1):
         warming_up = step * config.num_envs <= learner.warmup_steps
         state = env.state()
         actions = (uniform if warming_up else explorer).act(obs, rng)

@@ -31,12 +31,12 @@ class Batch(NamedTuple):
 
 
 class Replay:
-    """Everything that was collected, in time order: arrays [capacity, E, ...], which take memory as they fill.
+    """Everything that was collected, in time order: arrays [capacity, E, ...] that double when they are full.
 
     Args:
         task: row of the task table.
         num_envs: E worlds, written together.
-        capacity: steps that fit.
+        capacity: steps to make room for at first.
     """
 
     def __init__(self, task: Task, num_envs: int, capacity: int):
@@ -44,7 +44,6 @@ class Replay:
         agents = task.num_agents
         self._task = task
         self._num_envs = num_envs
-        # np.empty takes address space only; pages come with the first write.
         self._columns = {
             "obs": np.empty((*lead, agents, task.obs_dim), np.float32),
             "state": np.empty((*lead, task.state_dim), np.float32),
@@ -76,9 +75,16 @@ class Replay:
         """One step of all worlds; arrays lead with [E] as the vector interface hands them out."""
         # A team's episode ends as a whole.
         rows = (obs, state, actions, rewards, next_obs, next_state, terminated.any(1), truncated.any(1))
+        if self.steps == len(self._columns["rewards"]):
+            self._grow()
         for column, row in zip(self._columns.values(), rows, strict=True):
             column[self.steps] = row
         self.steps += 1
+
+    def _grow(self) -> None:
+        for name, column in self._columns.items():
+            self._columns[name] = np.empty((2 * len(column), *column.shape[1:]), column.dtype)
+            self._columns[name][: len(column)] = column
 
     def sample(self, rng: np.random.Generator, batch: int, n_step: int, gamma: float) -> Batch:
         """B transitions over up to n steps, cut at the end of their episode. Needs n steps in memory."""
@@ -137,17 +143,19 @@ class Replay:
         Raises:
             OSError, ValueError: the files are missing or too short.
         """
+        while len(self._columns["rewards"]) < steps:
+            self._grow()
         for name, column in self._columns.items():
             with (folder / f"{name}.bin").open("rb") as file:
                 if file.readinto(column[:steps].data.cast("B")) != column[:steps].nbytes:
                     raise ValueError(f"{name}.bin in {folder} is too short")
         self.steps = self._saved = steps
 
-    def cut_files(self, folder: Path) -> None:
-        """Shorten the files that `save` wrote to the steps that fit into this memory."""
+    def cut_files(self, folder: Path, steps: int) -> None:
+        """Shorten the files that `save` wrote to their first `steps` steps."""
         for name, column in self._columns.items():
             with (folder / f"{name}.bin").open("r+b") as file:
-                file.truncate(column.nbytes)
+                file.truncate(steps * column[:1].nbytes)
 
 
 def _stacked(values: np.ndarray) -> Tensor:

@@ -46,9 +46,7 @@ class Run(abc.ABC, Generic[L]):
         self._env = make(task.name, config.num_envs)
         self._rng = np.random.default_rng(noise_seed)
         self._sampling = np.random.default_rng(sampling_seed)
-        self.memory: Replay | None = Replay(
-            task, config.num_envs, -(-config.max_steps // config.num_envs) + config.segment_steps
-        )
+        self.memory: Replay | None = Replay(task, config.num_envs, 2 * config.segment_steps)
         self.segments = 0
         self.env_steps = 0
 

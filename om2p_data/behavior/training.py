@@ -302,7 +302,7 @@ class _Training:
             writer.writerows(self._log)
         (self._folder / _CHECKPOINT).unlink(missing_ok=True)
         steps = load_actor(self._path(MEDIUM), self._task)[1]["collected_steps"]
-        Replay(self._task, self._config.num_envs, steps).cut_files(self._folder / _COLLECTED)
+        Replay(self._task, self._config.num_envs, 1).cut_files(self._folder / _COLLECTED, steps)
 
     def _gave_up(self, level: str) -> str:
         best = max(row["return_mean"] for row in self._log) if self._log else float("nan")
