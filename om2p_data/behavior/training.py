@@ -173,7 +173,7 @@ class _Training:
             return
         if not run.learns_from_memory and MEDIUM not in pending:
             run.memory = None
-        with tqdm(desc=f"behaviour {task.alias}", unit="step", unit_scale=True, disable=not progress) as bar:
+        with self._bar(progress) as bar:
             while pending:
                 if run.env_steps >= config.max_steps:
                     raise UserError(self._gave_up(pending[0]))
@@ -194,6 +194,10 @@ class _Training:
             self._finish()
         else:
             self._save()
+
+    def _bar(self, progress: bool) -> tqdm:
+        label, done = f"behaviour {self._task.alias}", self._run.env_steps
+        return tqdm(desc=label, initial=done, unit="step", unit_scale=True, disable=not progress)
 
     def _lands(self, level: str, actor: TeamActor, returns: np.ndarray) -> bool:
         """Whether the policy, or one between it and the last that was below the level, lands on it; if so, keep it.
