@@ -167,7 +167,7 @@ class _Training:
             self._restore(checkpoints.load(folder / _CHECKPOINT))
 
     def run(self, until: str, progress: bool) -> None:
-        task, config, run = self._task, self._config, self._run
+        config, run = self._config, self._run
         pending = [level for level in LEVELS[: LEVELS.index(until) + 1] if not self._path(level).exists()]
         if not pending:
             return
