@@ -187,8 +187,7 @@ def envs() -> None:
         random = f"{task.reference_random:.1f}*" if published.random is None else f"{published.random:.1f}"
         levels = f"{random:>9}{published.medium:>9.1f}{published.expert:>9.1f}"
         print(f"{task.name:24}{task.alias:7}{sizes}{levels}")
-    print("random, medium, expert: mean team returns of the published data sets")
-    print("* not published: mean of 1,000 episodes of uniform actions, measured here")
+    print("random, medium, expert: mean team returns of the published data sets (* not published, measured by us)")
 
 
 share.register(app)
