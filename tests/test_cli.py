@@ -219,7 +219,7 @@ def test_behaviour_training_and_the_tiers_that_need_it(run: Run, here: Path) -> 
         (["--set", "behavior.levels=3"], r"behavior\.levels = 3 is wrong"),
         (["--set", "behavior.gamma"], r"--set takes key=value .*, not 'behavior\.gamma'"),
         (["--recipe", "cooperative-navigtion"], r"unknown recipe .*: did you mean 'cooperative-navigation'"),
-        (["--recipe", "missing.toml"], r"recipe file missing\.toml does not exist; bundled recipes: cooperative-nav"),
+        (["--recipe", "missing.toml"], r"recipe file missing\.toml does not exist; bundled recipes: ant-2x4, cooperative-nav"),
         (["--transitions", "0"], r"transitions must be 1 or more, not 0"),
         (["--mix", "0.5"], r"only makes sense for tier medium-expert, not for random"),
         (["--tier", "medium-expert", "--mix", "1.5"], r"share must lie in \[0, 1\], not 1\.5"),
