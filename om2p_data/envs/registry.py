@@ -32,6 +32,17 @@ class PublishedReturns:
     reference_expert: float | None
     medium_expert: float | None = None
 
+    def of_tier(self, tier: str) -> float | None:
+        """Mean of the published data set of that tier, None where there is none."""
+        means = {
+            "random": self.random,
+            "medium-replay": self.medium_replay,
+            "medium": self.medium,
+            "medium-expert": self.medium_expert,
+            "expert": self.expert,
+        }
+        return means.get(tier)
+
 
 @dataclass(frozen=True)
 class Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from numba import njit
@@ -102,6 +103,10 @@ class VectorEnv(abc.ABC):
     @abc.abstractmethod
     def render(self, index: int = 0) -> np.ndarray:
         """Picture of copy `index`, uint8 [height, width, 3]."""
+
+    @abc.abstractmethod
+    def film(self, states: np.ndarray) -> Iterator[np.ndarray]:
+        """Pictures of recorded global states of one episode, [T, S], each drawn when asked for; nothing moves."""
 
     def close(self) -> None:  # noqa: B027 (most worlds hold nothing)
         """Release what the world holds (a renderer)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -126,6 +128,9 @@ class Clockwork(VectorEnv):
         return self._obs()[:, 0]
 
     def render(self, index: int = 0) -> np.ndarray:
+        raise NotImplementedError
+
+    def film(self, states: np.ndarray) -> Iterator[np.ndarray]:
         raise NotImplementedError
 
     def _obs(self) -> np.ndarray:

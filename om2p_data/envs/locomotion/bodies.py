@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,17 @@ import mujoco
 import numpy as np
 
 from om2p_data.envs.locomotion.simulation import BatchSimulation, ContactSimulation, Simulation, load_model
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A hinge with limits: where the state holds its angle and angular velocity, and the limits (rad)."""
+
+    name: str
+    angle: int
+    velocity: int
+    low: float
+    high: float
 
 
 class Body(abc.ABC):
@@ -64,10 +76,44 @@ class Body(abc.ABC):
         """Copies whose episode is over, bool [E]."""
         return np.zeros(len(self.simulation.qpos), dtype=bool)
 
+    def joints(self) -> list[Joint]:
+        """The body's limited hinges."""
+        model = self.model
+        velocities = model.nq - self._ROOT  # where the state's velocities begin; the first is the forward speed (m/s)
+        return [
+            Joint(
+                model.joint(index).name,
+                int(model.jnt_qposadr[index]) - self._ROOT,
+                velocities + int(model.jnt_dofadr[index]),
+                *map(float, model.jnt_range[index]),
+            )
+            for index in range(model.njnt)
+            if model.jnt_limited[index]
+        ]
+
+    def places(self, states: np.ndarray) -> np.ndarray:
+        """Where recorded states [T, S] were on the floor (m), which they leave out: [T, 1 or 2] from the start on.
+
+        Velocities are summed up, each step at the mean of its two ends.
+        """
+        velocities = self.model.nq - self._ROOT
+        speed = states[:, velocities : velocities + self._ROOT].astype(np.float64)
+        moved = (speed[1:] + speed[:-1]) / 2 * (self.model.opt.timestep * self._PHYSICS_STEPS)
+        return np.concatenate((np.zeros((1, self._ROOT)), np.cumsum(moved, axis=0)))
+
+    def recorded(self, states: np.ndarray) -> Iterator[mujoco.MjData]:
+        """Recorded states [T, S] of one episode as MuJoCo data, for pictures."""
+        positions, velocities = self.model.nq - self._ROOT, self.model.nv
+        for state, place in zip(states, self.places(states), strict=True):
+            yield self._data(np.concatenate((place, state[:positions])), state[positions : positions + velocities])
+
     def drawable(self, index: int) -> mujoco.MjData:
         """Copy `index` as MuJoCo data of its own, for a picture."""
+        return self._data(self.simulation.qpos[index], self.simulation.qvel[index])
+
+    def _data(self, qpos: np.ndarray, qvel: np.ndarray) -> mujoco.MjData:
         data = mujoco.MjData(self.model)
-        data.qpos[:], data.qvel[:] = self.simulation.qpos[index], self.simulation.qvel[index]
+        data.qpos[:], data.qvel[:] = qpos, qvel
         # The floor is drawn 20 or 40 m each way, and a good team runs 200: stay in the middle, where patterns match.
         data.qpos[: self._ROOT] %= self._FLOOR_PERIOD
         mujoco.mj_forward(self.model, data)

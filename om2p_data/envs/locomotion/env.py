@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 
 import mujoco
 import numpy as np
 
-from om2p_data.envs.locomotion.bodies import SETUPS
+from om2p_data.envs.locomotion.bodies import SETUPS, Joint
 from om2p_data.envs.registry import Task, find
 from om2p_data.envs.vector import Step, VectorEnv, available_threads, require_finite
 from om2p_data.errors import UserError
@@ -132,17 +133,26 @@ class LocomotionEnv(VectorEnv):
         """
         if not 0 <= index < self.num_envs:
             raise UserError(f"index must be 0 to {self.num_envs - 1}, not {index}")
-        body = self._team.body
-        if self._renderer is None:
-            self._renderer = _open_renderer(body.model)
-        self._renderer.update_scene(body.drawable(index), camera="track")
-        return self._renderer.render()
+        return self._picture(self._team.body.drawable(index))
+
+    def film(self, states: np.ndarray) -> Iterator[np.ndarray]:
+        return map(self._picture, self._team.body.recorded(states))
+
+    def joints(self) -> list[Joint]:
+        """The body's limited hinges, and where the state holds them."""
+        return self._team.body.joints()
 
     def close(self) -> None:
         """Release the renderer. The threads end with the object."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+    def _picture(self, data: mujoco.MjData) -> np.ndarray:
+        if self._renderer is None:
+            self._renderer = _open_renderer(self._team.body.model)
+        self._renderer.update_scene(data, camera="track")
+        return self._renderer.render()
 
     def _observe(self) -> tuple[np.ndarray, np.ndarray]:
         state = self._team.body.state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 
 import numba
@@ -122,6 +123,12 @@ class ParticleEnv(VectorEnv):
     def render(self, index: int = 0) -> np.ndarray:
         return draw(self._scenario, self._pos[index], self._vel[index], self._landmarks[index])
 
+    def film(self, states: np.ndarray) -> Iterator[np.ndarray]:
+        bodies = len(self._scenario.SIZES)
+        for state in states:
+            points = state.reshape(-1, 2)  # positions, velocities, landmarks: as in `state`
+            yield draw(self._scenario, points[:bodies], points[bodies : 2 * bodies], points[2 * bodies :])
+
     def _restart(self) -> None:
         numba.set_num_threads(self._threads)
         physics.scatter(self._pos, self._vel, self._landmarks, self._rng, self._scenario.LANDMARK_RANGE)
@@ -135,6 +142,21 @@ class ParticleEnv(VectorEnv):
     def _team(self, values: np.ndarray) -> np.ndarray:
         """The controlled agents' part of an array over all bodies."""
         return values[:, : self.task.num_agents]
+
+
+def observed_states(task: Task, obs: np.ndarray) -> np.ndarray:
+    """Global states as in `ParticleEnv.state`, which the team's observations show: [..., N, O] -> float32 [..., S]."""
+    scenario = SCENARIOS[task.scenario]
+    others = 4 + 2 * len(scenario.LANDMARK_SIZES)  # where an observation places the other bodies, the prey last
+    after = others + 2 * (len(scenario.SIZES) - 1)
+    first = obs[..., 0, :]
+    places, speeds = [obs[..., 2:4]], [obs[..., 0:2]]
+    if scenario.HAS_PREY:
+        places.append((first[..., after - 2 : after] + first[..., 2:4])[..., None, :])
+        speeds.append(first[..., None, after : after + 2])
+    landmarks = first[..., 4:others].reshape(*first.shape[:-1], -1, 2) + first[..., None, 2:4]
+    parts = [np.concatenate(places, axis=-2), np.concatenate(speeds, axis=-2), landmarks]
+    return np.concatenate([part.reshape(*first.shape[:-1], -1) for part in parts], axis=-1, dtype=np.float32)
 
 
 def replay(
