@@ -1,4 +1,4 @@
-"""Looking at what teams do: episodes as moving pictures."""
+"""Episodes as moving pictures: played, and written as GIF or MP4."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from om2p_data.envs import parallel_env
 from om2p_data.errors import UserError
 
-_FRAMES_PER_SECOND = 10
+FRAMES_PER_SECOND = 10
 
 Act = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -42,7 +42,7 @@ def play(name: str, act: Act, *, seed: int, max_steps: int | None = None) -> tup
     return frames, team_return
 
 
-def save_gif(frames: list[np.ndarray], path: Path, fps: int = _FRAMES_PER_SECOND) -> None:
+def save_gif(frames: list[np.ndarray], path: Path, fps: int = FRAMES_PER_SECOND) -> None:
     """Write pictures as an endless GIF; all frames share one palette, so that nothing flickers.
 
     Raises:
@@ -55,6 +55,37 @@ def save_gif(frames: list[np.ndarray], path: Path, fps: int = _FRAMES_PER_SECOND
         images[0].save(
             path, format="GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0, optimize=False
         )
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def save_mp4(frames: list[np.ndarray], path: Path, fps: int = FRAMES_PER_SECOND) -> None:
+    """Write pictures as an H.264 video, which needs ffmpeg.
+
+    Raises:
+        UserError: there is no ffmpeg, or the file cannot be written.
+    """
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        raise UserError(
+            "MP4 needs ffmpeg, which pip install imageio-ffmpeg brings; GIF needs nothing: end the name in .gif"
+        ) from None
+    height, width = frames[0].shape[:2]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The encoder takes whole blocks of pixels; sizes of 2 are what every player shows.
+        writer = imageio_ffmpeg.write_frames(
+            str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
+        )
+        writer.send(None)
+        for frame in frames:
+            writer.send(np.ascontiguousarray(frame))
+        writer.close()
+        if not path.exists():  # ffmpeg says why on its own, and the writer takes it for an end
+            raise OSError("ffmpeg wrote nothing")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
