@@ -93,7 +93,8 @@ def train_prey(task: Task, config: PreyConfig, seed: int, path: Path, *, progres
             if steps >= config.min_steps and before is not None and returns.mean() <= aim:
                 prey, returns = _land(task, before, actor, config, seed)
                 break
-            before = copy.deepcopy(actor)
+            # Between two that are both beyond the aim there is none that lands on it: train on until it is crossed.
+            before = copy.deepcopy(actor) if returns.mean() > aim else None
         else:
             raise UserError(f"random predators never fell to {aim} within prey.max_steps = {config.max_steps}")
     facts = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from om2p_data.envs import Prey, ScriptedPrey, make
+from om2p_data.envs import NetworkPrey, Prey, make
 from om2p_data.envs.particle import SCENARIOS, ParticleEnv, replay
 from om2p_data.envs.particle.simple_tag import SIZES as TAG_SIZES
 from om2p_data.envs.vector import available_threads
@@ -151,6 +151,9 @@ def test_vector_world_equals_replay_across_restarts(scenario: str):
             np.testing.assert_allclose(rewards, expected["rewards"][:, t, :3], rtol=1e-6, atol=1e-5)
             for i in range(3):
                 np.testing.assert_array_equal(env.final_obs[:, i], expected[f"obs_{i}"][:, t].astype(np.float32))
+            if prey is not None:  # what a learning prey goes by
+                np.testing.assert_array_equal(env.final_prey_obs, expected["obs_3"][:, t].astype(np.float32))
+                np.testing.assert_allclose(env.prey_reward, expected["rewards"][:, t, 3], rtol=1e-6, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------- closed-form physics
@@ -429,7 +432,7 @@ class Still:
         return np.zeros((len(obs), 2), np.float32)
 
 
-def test_scripted_prey_flees_and_stays_in_reach():
+def test_the_bundled_prey_flees_and_stays_in_reach():
     fleeing, places = chase(None)
     caught = np.mean(fleeing < TAG_SIZES[0] + TAG_SIZES[3])
     still, _ = chase(Still())
@@ -437,30 +440,6 @@ def test_scripted_prey_flees_and_stays_in_reach():
     assert np.median(fleeing) > np.median(still)
     assert np.quantile(np.abs(places), 0.99) < 1.3
     assert np.abs(places).max() < 2
-
-
-@pytest.mark.parametrize("num_landmarks", [2, 5])
-def test_scripted_prey_decides_by_the_nearest_danger(num_landmarks: int):
-    def act(place: tuple[float, float], *predators: tuple[float, float]) -> np.ndarray:
-        far = [(5.0, 5.0)] * (3 - len(predators))
-        parts = [(0, 0), place, *[(0.0, 0.0)] * num_landmarks, *predators, *far, (1, -1)]
-        obs = np.array([np.concatenate(parts)], np.float32)
-        return ScriptedPrey(num_landmarks).act(obs)[0]
-
-    np.testing.assert_array_equal(act((0, 0)), [0, 0])
-    # Fear grows linearly to 0.1 over the last 0.3 of distance.
-    np.testing.assert_allclose(act((0, 0), (0.15, 0.0)), [-0.05, 0], atol=1e-5)
-    np.testing.assert_allclose(act((0, 0), (0.0, -0.06)), [0, 0.08], atol=1e-5)
-    np.testing.assert_allclose(act((0, 0), (0.15, 0.0), (-0.15, 0.0)), [0, 0], atol=1e-6)
-    np.testing.assert_array_equal(act((1.5, -1.5)), [-1, 1])  # turns back, with no more than full force
-
-
-@pytest.mark.parametrize(("name", "published"), [("pp", -4.1), ("world", -6.8)])
-def test_random_teams_score_against_the_scripted_prey_what_is_published(name: str, published: float):
-    env = particle_env(name, 4000, seed=2)
-    rng = np.random.default_rng(0)
-    returns = sum(env.step(rng.uniform(-1, 1, (4000, 3, 2)))[1][:, 0] for _ in range(HORIZON))
-    assert np.mean(returns) == pytest.approx(published, abs=1.0)
 
 
 @pytest.mark.parametrize(("name", "scenario"), [("pp", "simple_tag"), ("world", "simple_world")])
@@ -475,7 +454,7 @@ def test_custom_prey_is_the_one_that_runs(name: str, scenario: str):
         assert prey.shown[t].shape == (2, SCENARIOS[scenario].OBS_DIMS[-1])
     np.testing.assert_allclose(env._vel[:, 3], [[1.3, 0], [1.3, 0]], rtol=1e-12)
     np.testing.assert_allclose(env._pos[:, 3], [[0.39, 0], [0.39, 0]], rtol=1e-12)
-    assert isinstance(particle_env(name, 1).prey, ScriptedPrey)
+    assert isinstance(particle_env(name, 1).prey, NetworkPrey)
 
 
 # --------------------------------------------------------------------------------------------------------- errors

@@ -81,7 +81,13 @@ class NetworkPrey:
         self.identity = f"{name}-{digest.hexdigest()[:12]}"
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        """Prey observations [E, O] -> actions float32 [E, 2] in [-1, 1]."""
+        """Prey observations [E, O] -> actions float32 [E, 2] in [-1, 1].
+
+        Raises:
+            UserError: observations of another world than the one it was trained in.
+        """
+        if obs.shape[1] != len(self._arrays[0]):  # the compiled loop would read beyond them
+            raise UserError(f"prey {self.identity} sees {len(self._arrays[0])} numbers, not {obs.shape[1]}")
         actions = np.empty((len(obs), 2), np.float32)
         _forward(np.asarray(obs, np.float32), *self._arrays, actions)
         return actions
