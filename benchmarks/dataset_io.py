@@ -29,6 +29,7 @@ from om2p_data.dataset import BehaviorPolicy
 from om2p_data.envs.adapters import action_box, observation_box
 from om2p_data.envs.registry import Task, find
 from om2p_data.episodes import Episodes
+from om2p_data.spec import EnvironmentCard
 
 PACKAGES = ("minari", "h5py", "numpy", "gymnasium")
 T = TypeVar("T")
@@ -81,8 +82,9 @@ def measure_ours(task: Task, episodes: Episodes) -> list[Row]:
     policy = BehaviorPolicy("random", "uniform", 0, 0, "", 0.0, 0.0, episodes.num_episodes)
 
     def write() -> Path:
+        environment = EnvironmentCard.of(task)
         return dataset.write(
-            dataset_id, episodes, task=task, tier="random", policies=[policy], collection={}, progress=False
+            dataset_id, episodes, environment=environment, policies=[policy], collection={}, progress=False
         )
 
     folder, writing = timed(write)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import share
+from . import check, share
 from .common import Quiet, Root, Settings, guarded
 
 app = typer.Typer(
@@ -170,7 +170,8 @@ def list_(root: Root = None) -> None:
     width = max(len(summary.id) for summary in found)
     print(f"{'id':{width}}  {'transitions':>11}  {'episodes':>8}  {'return':>17}  {'MB':>7}")
     for summary in found:
-        returns = f"{summary.return_mean:.1f} ± {summary.return_std:.1f}"
+        known = summary.return_mean is not None
+        returns = f"{summary.return_mean:.1f} ± {summary.return_std:.1f}" if known else "not stated"
         print(f"{summary.id:{width}}  {summary.transitions:>11,}  {summary.episodes:>8,}", end="  ")
         print(f"{returns:>17}  {summary.megabytes:>7.1f}")
 
@@ -191,6 +192,7 @@ def envs() -> None:
 
 
 share.register(app)
+check.register(app)
 
 
 def main() -> None:

@@ -52,9 +52,10 @@ def run(
     chosen = parse_seeds(seeds)
     config.check_exists(algo)
     data = datasets.load(dataset, root)
+    task = trainer.task_of(data)
     tier = next((entry for entry in Tier if entry.value == data.metadata["tier"]), None)
-    recipe = config.load(algo, data.task, tier, config.Scale(scale), set_ or [])
-    folder = out or Path("runs", data.task.name, data.metadata["tier"], recipe.name)
+    recipe = config.load(algo, task, tier, config.Scale(scale), set_ or [])
+    folder = out or Path("runs", task.name, data.metadata["tier"], recipe.name)
     trainer.train(
         data,
         recipe,

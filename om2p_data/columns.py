@@ -30,6 +30,11 @@ class Source:
     hdf5_bytes: int
 
 
+def path_of(folder: Path, name: str) -> Path:
+    """The file of a column."""
+    return folder / f"{name}.npy"
+
+
 def save(dataset_folder: Path, episodes: Episodes, source: Source) -> None:
     """Write the columns and replace those that are there; killed in between, it leaves none or complete ones.
 
@@ -37,21 +42,43 @@ def save(dataset_folder: Path, episodes: Episodes, source: Source) -> None:
         OSError: the folder cannot be written, or another process is writing the same columns.
     """
     with replacing(dataset_folder / FOLDER) as folder:
-        forms = {}
         for name, array in episodes.arrays().items():
-            with (folder / f"{name}.npy").open("xb") as file:
+            with path_of(folder, name).open("xb") as file:
                 _write_npy(file, array)
                 sync(file)
-            forms[name] = {"dtype": array.dtype.str, "shape": list(array.shape)}
-        manifest = {
-            "om2p_schema": _SCHEMA,
-            "content_hash": source.content_hash,
-            "hdf5_bytes": source.hdf5_bytes,
-            "columns": forms,
-        }
-        with (folder / _MANIFEST).open("x", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            sync(file)
+        write_manifest(folder, episodes, source)
+
+
+def write_manifest(folder: Path, episodes: Episodes, source: Source) -> None:
+    """State in the folder of the columns what they hold, down to the disk.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    arrays = episodes.arrays()
+    manifest = {
+        "om2p_schema": _SCHEMA,
+        "content_hash": source.content_hash,
+        "hdf5_bytes": source.hdf5_bytes,
+        "columns": {name: {"dtype": array.dtype.str, "shape": list(array.shape)} for name, array in arrays.items()},
+    }
+    with (folder / _MANIFEST).open("x", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        sync(file)
+
+
+def check_hash(file: Path, episodes: Episodes, source: Source) -> None:
+    """Make sure that episodes read from `file` are those that the data set was written with.
+
+    Raises:
+        UserError: they are not.
+    """
+    found = episodes.content_hash()
+    if found != source.content_hash:
+        raise UserError(
+            f"{file} was changed after it was written: its content hash is {found[:12]}, its metadata.json says "
+            f"{source.content_hash[:12]}"
+        )
 
 
 def open_mapped(dataset_folder: Path, source: Source) -> Episodes | None:
@@ -66,7 +93,7 @@ def open_mapped(dataset_folder: Path, source: Source) -> Episodes | None:
         arrays: dict[str, np.ndarray] = {}
         for name in {field.name for field in fields(Episodes)} & set(manifest["columns"]):
             form = manifest["columns"][name]
-            column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            column = np.load(path_of(folder, name), mmap_mode="r", allow_pickle=False)
             if [column.dtype.str, list(column.shape)] != [form["dtype"], form["shape"]]:
                 return None
             arrays[name] = column.view(np.ndarray)  # the plain class indexes faster than np.memmap

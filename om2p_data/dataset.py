@@ -9,17 +9,20 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from om2p_data import columns, hdf5, metadata
-from om2p_data.envs.registry import Task
+from om2p_data import columns, foreign, hdf5, metadata
+from om2p_data.envs.registry import TASKS, Task
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError, nearest
 from om2p_data.metadata import BehaviorPolicy
+from om2p_data.rebuild import rebuild
+from om2p_data.spec import EnvironmentCard
 from om2p_data.storage import (
     NAMESPACE,
     DatasetId,
@@ -51,29 +54,33 @@ class Dataset:
     """A data set as it lies on the disk.
 
     Attributes:
-        id: `om2p/<task>/<tier>-v<N>`.
+        id: `<namespace>/<task>/<tier>-v<N>`.
         metadata: contents of its metadata.json.
-        task: row of the task table.
+        environment: the agents with their sizes, and the environment around them.
+        task: row of the task table, None for environments of other people.
         policies: the behaviour policies that `episodes.policy` indexes.
         episodes: the data; the arrays are read-only, and memory maps wherever columns could be kept.
     """
 
     id: str
     metadata: dict[str, Any]
-    task: Task
+    environment: EnvironmentCard
+    task: Task | None
     policies: tuple[BehaviorPolicy, ...]
     episodes: Episodes
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One line of a listing: size of the data, team return, and megabytes (10^6 bytes) of the HDF5 file."""
+    """One line of a listing: size of the data, team return (None where it is not stated), and megabytes (10^6 bytes)
+    of the HDF5 file.
+    """
 
     id: str
     episodes: int
     transitions: int
-    return_mean: float
-    return_std: float
+    return_mean: float | None
+    return_std: float | None
     megabytes: float
 
 
@@ -81,8 +88,7 @@ def write(
     dataset_id: str,
     episodes: Episodes,
     *,
-    task: Task,
-    tier: str,
+    environment: EnvironmentCard,
     policies: Sequence[BehaviorPolicy],
     collection: Mapping[str, Any],
     tier_sources: Sequence[Mapping[str, Any]] = (),
@@ -93,10 +99,9 @@ def write(
     """Write a data set. It appears under its name when it is complete, and not before.
 
     Args:
-        dataset_id: `om2p/<task>/<tier>-v<N>`, of this task and tier.
+        dataset_id: `<namespace>/<task>/<tier>-v<N>`, with the environment's name for its task.
         episodes: the data.
-        task: row of the task table.
-        tier: name of the tier.
+        environment: what they were played in; `EnvironmentCard.of` makes it from a row of the task table.
         policies: the behaviour policies that `episodes.policy` indexes.
         collection: how the data came about (code version, packages, seeds, recipe), plain JSON values.
         tier_sources: data sets that these episodes were taken from, each with id, hash and episodes.
@@ -108,34 +113,52 @@ def write(
         The data set's folder.
 
     Raises:
-        UserError: malformed or taken id, data that do not fit the task or the policies, metadata that are not plain
+        UserError: malformed or taken id, data that do not fit the team or the policies, metadata that are not plain
             values, a folder that cannot be written or a full disk; nothing is left behind.
     """
     parsed = parse_id(dataset_id)
-    if (parsed.task, parsed.tier) != (task.name, tier):
-        raise UserError(f"data set id {dataset_id!r} does not say task {task.name!r} and tier {tier!r}")
+    if parsed.task != environment.name or not parsed.namespace:
+        raise UserError(f"data set id {dataset_id!r} must read <namespace>/{environment.name}/<tier>-v<N>")
     episodes.check()
-    _check_fit(episodes, task, policies)
+    _check_fit(episodes, environment, policies)
     ensure_free(dataset_id, overwrite=overwrite, root=root)
-    content = metadata.build(parsed, episodes, task, policies, collection, tier_sources)
-    folder = datasets_root(root) / dataset_id
+    with ThreadPoolExecutor(1) as beside:  # hashing lets go of the interpreter
+        hashing = beside.submit(episodes.content_hash)
+        return _write(parsed, episodes, environment, policies, collection, tier_sources, hashing, root, progress)
+
+
+def _write(
+    parsed: DatasetId,
+    episodes: Episodes,
+    environment: EnvironmentCard,
+    policies: Sequence[BehaviorPolicy],
+    collection: Mapping[str, Any],
+    tier_sources: Sequence[Mapping[str, Any]],
+    hashing: Future[str],
+    root: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Path:
+    folder = datasets_root(root) / str(parsed)
+    # Made before anything is written, since it may be refused.
+    content = metadata.build(parsed, episodes, environment, policies, collection, tier_sources)
     try:
-        make_namespaces(datasets_root(root), task.name)
+        make_namespaces(datasets_root(root), parsed)
         _check_space(folder, episodes)
         with replacing(folder) as partial:
             data = partial / "data"
             data.mkdir()
             file = data / hdf5.FILE_NAME
             names = [(policy.name, policy.step) for policy in policies]
-            hdf5.write_episodes(file, episodes, task.agents, names, progress=progress)
+            hdf5.write_episodes(file, episodes, environment.spec, names, progress=progress)
             hdf5_bytes = file.stat().st_size
-            metadata.write(partial, content | {"dataset_size": round(hdf5_bytes / 1e6, 1)})
+            content |= {"content_hash": hashing.result(), "dataset_size": round(hdf5_bytes / 1e6, 1)}
+            metadata.write(partial, content)
             sync_folder(data)
             columns.save(partial, episodes, columns.Source(content["content_hash"], hdf5_bytes))
     except BlockingIOError as error:
-        raise UserError(f"{dataset_id} is being written by another process") from error
+        raise UserError(f"{parsed} is being written by another process") from error
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {dataset_id} to {folder.parent}: {reason(error)}") from error
+        raise UserError(f"cannot write {parsed} to {folder.parent}: {reason(error)}") from error
     return folder
 
 
@@ -160,7 +183,7 @@ def load(dataset_id: str, root: str | os.PathLike[str] | None = None) -> Dataset
     """Open a data set, in a millisecond where its columns are there; otherwise they are rebuilt first.
 
     Args:
-        dataset_id: `om2p/<task>/<tier>-v<N>`.
+        dataset_id: `<namespace>/<task>/<tier>-v<N>`.
         root: folder of all data sets; by default Minari's.
 
     Raises:
@@ -172,23 +195,40 @@ def load(dataset_id: str, root: str | os.PathLike[str] | None = None) -> Dataset
     if not folder.is_dir():
         raise _unknown(parsed, root)
     content = metadata.read(folder, parsed)
-    header = metadata.header(folder, content)
     file = folder / "data" / hdf5.FILE_NAME
     if not file.is_file():
         raise UserError(f"{file} is missing")
+    if not metadata.is_ours(content):
+        return _load_foreign(dataset_id, folder, content)
+    header = metadata.header(folder, content)
     source = columns.Source(header.content_hash, file.stat().st_size)
-    episodes = columns.open_mapped(folder, source)
-    if episodes is None:
-        episodes = _rebuild(dataset_id, folder, file, header, source)
-    return Dataset(dataset_id, content, header.task, header.policies, episodes)
+    episodes = columns.open_mapped(folder, source) or _rebuild(dataset_id, folder, file, header, source)
+    return Dataset(dataset_id, content, header.environment, _task(header.environment), header.policies, episodes)
+
+
+def _load_foreign(dataset_id: str, folder: Path, content: dict[str, Any]) -> Dataset:
+    environment = foreign.describe(content)
+    episodes, policy = foreign.read(folder, content, environment)
+    return Dataset(dataset_id, content, environment, None, (policy,), episodes)
+
+
+def _task(environment: EnvironmentCard) -> Task | None:
+    """The row of the task table that an environment is, if it is one."""
+    task = TASKS.get(environment.name)
+    return task if task is not None and EnvironmentCard.of(task).spec.sizes == environment.spec.sizes else None
 
 
 def list_datasets(root: str | os.PathLike[str] | None = None) -> list[Summary]:
-    """All data sets in order of task, tier and version; only metadata are read, and broken sets are left out."""
+    """All multi-agent data sets by id, ours and others; only metadata are read, and broken sets are left out."""
     found = []
     for parsed in sorted(_ids(datasets_root(root))):
         try:
             content = metadata.read(datasets_root(root) / str(parsed), parsed)
+            if not metadata.is_ours(content):
+                if _is_team(content):
+                    size = content["total_episodes"], content["total_steps"]
+                    found.append(Summary(str(parsed), *size, None, None, content["dataset_size"]))
+                continue
             returns = content["statistics"]["team_return"]
             size = content["total_episodes"], content["total_steps"]
             found.append(Summary(str(parsed), *size, returns["mean"], returns["std"], content["dataset_size"]))
@@ -199,16 +239,34 @@ def list_datasets(root: str | os.PathLike[str] | None = None) -> list[Summary]:
     return found
 
 
-def _check_fit(episodes: Episodes, task: Task, policies: Sequence[BehaviorPolicy]) -> None:
-    sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-        "obs": (episodes.obs.shape[1:], (task.num_agents, task.obs_dim)),
-        "actions": (episodes.actions.shape[1:], (task.num_agents, task.act_dim)),
+def _is_team(content: Mapping[str, Any]) -> bool:
+    try:
+        foreign.describe(content)
+    except UserError:
+        return False
+    return True
+
+
+def _check_fit(episodes: Episodes, environment: EnvironmentCard, policies: Sequence[BehaviorPolicy]) -> None:
+    spec = environment.spec
+    expected: dict[str, tuple[int, ...] | None] = {
+        "obs": (spec.num_agents, spec.obs_dim),
+        "actions": (spec.num_agents, spec.act_dim),
+        "state": None if spec.state_dim is None else (spec.state_dim,),
     }
-    if episodes.state is not None:
-        sizes["state"] = (episodes.state.shape[1:], (task.state_dim,))
-    for name, (found, expected) in sizes.items():
-        if found != expected:
-            raise UserError(f"{name} has rows of {found}, {task.name} needs {expected}")
+    for name, shape in expected.items():
+        array = getattr(episodes, name)
+        found = None if array is None else array.shape[1:]
+        if found != shape:
+            raise UserError(f"{name} has rows of {found}, {environment.name} needs {shape}")
+    for name, padding in zip(("obs", "actions"), spec.padding, strict=True):
+        if padding.any() and getattr(episodes, name)[:, padding].any():
+            raise UserError(f"{name} must be zero where an agent is smaller than the largest")
+    for index in np.flatnonzero(spec.discrete):
+        chosen = episodes.actions[:, index]
+        present = ~episodes.absent[:, index]
+        if not ((chosen == 0) | (chosen == 1)).all() or not (chosen.sum(1) == present).all():
+            raise UserError(f"actions of {spec.agents[index]!r}, which are discrete, must be one-hot")
     if len({(policy.name, policy.step) for policy in policies}) != len(policies):
         raise UserError("two behaviour policies have the same name and step")
     if episodes.policy.max() >= len(policies):
@@ -241,50 +299,40 @@ def _restore(folder: Path) -> None:
 
 def _unknown(parsed: DatasetId, root: str | os.PathLike[str] | None) -> UserError:
     near = nearest(str(parsed), [str(found) for found in _ids(datasets_root(root))])
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(
-        f"no data set {parsed} in {datasets_root(root)}: {hint}"
-        f"to make it, run: om2p-data generate --env {parsed.task} --tier {parsed.tier}"
-    )
+    hints = [f"did you mean {' or '.join(near)}?"] if near else []
+    if parsed.namespace == NAMESPACE and parsed.task in TASKS:
+        hints.append(f"to make it, run: om2p-data generate --env {parsed.task} --tier {parsed.tier}")
+    return UserError(f"no data set {parsed} in {datasets_root(root)}" + (": " + " ".join(hints) if hints else ""))
 
 
 def _ids(root: Path) -> list[DatasetId]:
     found = []
-    for folder in root.glob(f"{NAMESPACE}/*/*/"):
+    for folder in root.glob("**/data/"):
         try:
-            found.append(parse_id(folder.relative_to(root).as_posix()))
+            found.append(parse_id(folder.parent.relative_to(root).as_posix()))
         except UserError:
-            continue  # hidden folders and other people's
+            continue  # hidden folders, and what is no data set
     return found
 
 
 def _rebuild(dataset_id: str, folder: Path, file: Path, header: metadata.Header, source: columns.Source) -> Episodes:
     _notice(f"{dataset_id}: building the flat columns from {file.name} (once)")
-    episodes = hdf5.read_episodes(
-        file,
-        header.task.agents,
-        [(policy.name, policy.step) for policy in header.policies],
+    layout = hdf5.Layout(
+        spec=header.environment.spec,
+        policies=tuple((policy.name, policy.step) for policy in header.policies),
         num_episodes=header.num_episodes,
         num_transitions=header.num_transitions,
-        obs_dim=header.task.obs_dim,
-        act_dim=header.task.act_dim,
-        state_dim=header.task.state_dim if header.has_state else None,
         agents_end_together=header.agents_end_together,
-        progress=True,
     )
-    found = episodes.content_hash()
-    if found != source.content_hash:
-        raise UserError(
-            f"{file} was changed after it was written: its content hash is {found[:12]}, its metadata.json says "
-            f"{source.content_hash[:12]}"
-        )
     try:
-        columns.save(folder, episodes, source)
+        rebuild(folder, file, layout, source, progress=True)
     except OSError as error:
         _notice(f"{dataset_id}: the flat columns cannot be kept in {folder} ({reason(error)}), holding them in memory")
     mapped = columns.open_mapped(folder, source)
     if mapped is not None:
         return mapped
+    episodes = hdf5.read_episodes(file, layout, progress=True)
+    columns.check_hash(file, episodes, source)
     for array in episodes.arrays().values():
         array.flags.writeable = False
     return episodes

@@ -12,6 +12,7 @@ from om2p_data import dataset, tiers
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
 from om2p_data.provenance import commit
+from om2p_data.spec import EnvironmentCard
 from om2p_data.tiers import Collected, DataRecipe, Tier
 
 _RECORDED_PACKAGES = ("om2p", "numpy", "numba", "torch", "mujoco", "minari")
@@ -77,8 +78,7 @@ def generate(
     folder = dataset.write(
         dataset_id,
         collected.episodes,
-        task=task,
-        tier=tier.value,
+        environment=EnvironmentCard.of(task),
         policies=collected.policies,
         collection=collection,
         overwrite=overwrite,

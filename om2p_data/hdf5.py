@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
+from om2p_data.spec import TeamSpec
 from om2p_data.storage import reason, sync
 
 FILE_NAME = "main_data.hdf5"
@@ -31,22 +33,21 @@ _TEXT = h5py.string_dtype()
 
 
 def write_episodes(
-    path: Path, episodes: Episodes, agents: Sequence[str], policies: Sequence[tuple[str, int]], *, progress: bool
+    path: Path, episodes: Episodes, spec: TeamSpec, policies: Sequence[tuple[str, int]], *, progress: bool
 ) -> None:
     """Write all episodes into a new file, down to the disk.
 
     Args:
         path: the file, `main_data.hdf5` of a Minari data set.
         episodes: what to write; `policy` indexes `policies`.
-        agents: names of the N agents in order.
+        spec: the agents and their own sizes, at which they are stored.
         policies: name and training step of each behaviour policy.
         progress: show a bar on a terminal.
 
     Raises:
         OSError, RuntimeError: the file cannot be written.
     """
-    observation_paths = [f"observations/{agent}".encode() for agent in agents]
-    action_paths = [f"actions/{agent}".encode() for agent in agents]
+    observation_paths, action_paths = _paths(spec)
     team = {
         b"rewards": episodes.team_rewards,
         b"terminations": episodes.team_terminated,
@@ -59,19 +60,19 @@ def write_episodes(
     templates = _Templates()
     file = _create_file(path)
     try:
-        with _bar("writing", episodes.num_episodes, progress) as bar:
+        with bar("writing", episodes.num_episodes, progress) as shown:
             for begin in range(0, episodes.num_episodes, _EPISODES_PER_BLOCK):
                 end = min(begin + _EPISODES_PER_BLOCK, episodes.num_episodes)
                 first_row, first_step = int(episodes.episode_start[begin]), int(episodes.transition_start[begin])
-                obs = _agents_first(episodes.obs[first_row : row_ends[end - 1]])  # [N, rows, O]
-                actions = _agents_first(episodes.actions[first_step : step_ends[end - 1]])  # [N, steps, A]
+                obs = _own_observations(spec, episodes.obs[first_row : row_ends[end - 1]])  # N times [rows, O_i]
+                actions = _own_actions(spec, episodes.actions[first_step : step_ends[end - 1]])  # N times [steps, A_i]
                 for index in range(begin, end):
                     rows = slice(int(episodes.episode_start[index]), int(row_ends[index]))
                     steps = slice(int(episodes.transition_start[index]), int(step_ends[index]))
                     block_rows = slice(rows.start - first_row, rows.stop - first_row)
                     block_steps = slice(steps.start - first_step, steps.stop - first_step)
-                    arrays = dict(zip(observation_paths, obs[:, block_rows], strict=True))
-                    arrays |= zip(action_paths, actions[:, block_steps], strict=True)
+                    arrays = {path: own[block_rows] for path, own in zip(observation_paths, obs, strict=True)}
+                    arrays |= {path: own[block_steps] for path, own in zip(action_paths, actions, strict=True)}
                     arrays |= {name: array[steps] for name, array in team.items()}
                     arrays |= {name: array[rows] for name, array in infos.items()}
                     policy, step = policies[episodes.policy[index]]
@@ -84,7 +85,7 @@ def write_episodes(
                         b"return_team": returns[index, ...],
                     }
                     templates.write(file, b"episode_%d" % index, arrays, attributes)
-                bar.update(end - begin)
+                shown.update(end - begin)
         h5f.flush(file)
     except BaseException:
         with contextlib.suppress(Exception):  # closing tries to write the rest, and fails like the writing before
@@ -97,79 +98,151 @@ def write_episodes(
         sync(written)
 
 
-def read_episodes(
-    path: Path,
-    agents: Sequence[str],
-    policies: Sequence[tuple[str, int]],
-    *,
-    num_episodes: int,
-    num_transitions: int,
-    obs_dim: int,
-    act_dim: int,
-    state_dim: int | None,
-    agents_end_together: bool,
-    progress: bool,
-) -> Episodes:
-    """Read the episodes of a file that `write_episodes` wrote.
+@dataclass(frozen=True)
+class Layout:
+    """What has to be known to read a file that `write_episodes` wrote.
+
+    Attributes:
+        spec: the agents and their own sizes.
+        policies: name and training step of each behaviour policy, in the order of their indices.
+        num_episodes, num_transitions: E and sum T, as the data set's metadata states them.
+        agents_end_together: the team's flags are every agent's; otherwise each agent's are stored beside them.
+    """
+
+    spec: TeamSpec
+    policies: tuple[tuple[str, int], ...]
+    num_episodes: int
+    num_transitions: int
+    agents_end_together: bool
+
+    def forms(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Shape and type of every array of the Episodes."""
+        episodes, steps, spec = self.num_episodes, self.num_transitions, self.spec
+        forms: dict[str, tuple[tuple[int, ...], type]] = {
+            "obs": ((steps + episodes, spec.num_agents, spec.obs_dim), np.float32),
+            "actions": ((steps, spec.num_agents, spec.act_dim), np.float32),
+            "rewards": ((steps, spec.num_agents), np.float32),
+            "terminated": ((steps, spec.num_agents), np.bool_),
+            "truncated": ((steps, spec.num_agents), np.bool_),
+            "lengths": ((episodes,), np.int64),
+            "policy": ((episodes,), np.int32),
+            "seed": ((episodes,), np.int64),
+        }
+        if spec.state_dim is not None:
+            forms["state"] = ((steps + episodes, spec.state_dim), np.float32)
+        return forms
+
+
+def read_lengths(path: Path, layout: Layout) -> np.ndarray:
+    """Steps of every episode, int64 [E].
+
+    Raises:
+        UserError: the file is damaged or does not hold what the metadata state; the message names the file.
+    """
+    reader = _Reader()
+    with _complaining(path), h5py.File(path, "r") as file:
+        if len(file) != layout.num_episodes:
+            raise UserError(f"{path} holds {len(file)} episodes, the metadata states {layout.num_episodes}")
+        lengths = np.empty(layout.num_episodes, np.int64)
+        for index in range(layout.num_episodes):
+            group = h5g.open(file.id, b"episode_%d" % index)
+            lengths[index] = reader.attribute(group, b"total_steps", np.int64)
+        if lengths.min() < 1 or lengths.sum() != layout.num_transitions:
+            raise UserError(f"{path} does not hold the {layout.num_transitions} steps that the metadata states")
+        return lengths
+
+
+def read_share(
+    path: Path, layout: Layout, lengths: np.ndarray, episodes: range, out: Mapping[str, np.ndarray]
+) -> Iterator[int]:
+    """Read some episodes into their places in the arrays of all.
 
     Args:
         path: the file, `main_data.hdf5` of a Minari data set.
-        agents: names of the N agents, in the order of the arrays' agent dimension.
-        policies: name and training step of each behaviour policy, in the order of their indices.
-        num_episodes, num_transitions: E and sum T, as the data set's metadata states them.
-        obs_dim, act_dim, state_dim: O, A and S; None where no state is stored.
-        agents_end_together: the team's flags are every agent's; otherwise each agent's are stored beside them.
-        progress: show a bar on a terminal.
+        layout: what it holds.
+        lengths: of all episodes, int64 [E].
+        episodes: which ones.
+        out: arrays of `Layout.forms`, zeros where agents are smaller than the largest.
+
+    Yields:
+        How many episodes were read since the last time.
 
     Raises:
-        UserError: the file is damaged or does not hold what the metadata states; the message names the file.
+        UserError: the file is damaged or does not hold what the metadata state; the message names the file.
     """
-    index_of = {policy: index for index, policy in enumerate(policies)}
-    observation_paths = [f"observations/{agent}".encode() for agent in agents]
-    action_paths = [f"actions/{agent}".encode() for agent in agents]
-    width = len(agents)
-    reader = _Reader()
-    step = 0
-    try:
-        with h5py.File(path, "r") as file, _bar("reading", num_episodes, progress) as bar:
-            if len(file) != num_episodes:
-                raise UserError(f"{path} holds {len(file)} episodes, the metadata states {num_episodes}")
-            out = _empty_arrays(num_episodes, num_transitions, width, obs_dim, act_dim, state_dim)
-            for index in range(num_episodes):
-                group = h5g.open(file.id, b"episode_%d" % index)
-                length = int(reader.attribute(group, b"total_steps", np.int64))
-                if not 0 < length <= num_transitions - step:
-                    raise UserError(f"{path} does not hold the {num_transitions} steps that the metadata states")
-                steps, rows = slice(step, step + length), slice(step + index, step + index + length + 1)
-                for agent in range(width):
-                    out["obs"][rows, agent] = reader.array(group, observation_paths[agent], (length + 1, obs_dim))
-                    out["actions"][steps, agent] = reader.array(group, action_paths[agent], (length, act_dim))
-                out["rewards"][steps] = reader.array(group, b"infos/agent_rewards", (length + 1, width))[1:]
-                for name, key in (("terminated", b"terminations"), ("truncated", b"truncations")):
-                    if agents_end_together:
-                        out[name][steps] = reader.array(group, key, (length,), np.bool_)[:, None]
-                    else:
-                        out[name][steps] = reader.array(group, b"infos/agent_" + key, (length + 1, width), np.bool_)[1:]
-                if state_dim is not None:
-                    out["state"][rows] = reader.array(group, b"infos/state", (length + 1, state_dim))
+    spec, reader = layout.spec, _Reader()
+    index_of = {policy: index for index, policy in enumerate(layout.policies)}
+    observation_paths, action_paths = _paths(spec)
+    out["lengths"][episodes.start : episodes.stop] = lengths[episodes.start : episodes.stop]
+    step = int(lengths[: episodes.start].sum())
+    team_flags = {"terminated": b"terminations", "truncated": b"truncations"}
+    with _complaining(path), h5py.File(path, "r") as file:
+        for index in episodes:
+            group = h5g.open(file.id, b"episode_%d" % index)
+            length = int(lengths[index])
+            steps, rows = slice(step, step + length), slice(step + index, step + index + length + 1)
+            for name, key in team_flags.items():
+                if layout.agents_end_together:
+                    out[name][steps] = reader.array(group, key, (length,), np.bool_)[:, None]
+                else:
+                    own = reader.array(group, b"infos/agent_" + key, (length + 1, spec.num_agents), np.bool_)
+                    out[name][steps] = own[1:]
+            for agent, size in enumerate(spec.obs_dims):
+                out["obs"][rows, agent, :size] = reader.array(group, observation_paths[agent], (length + 1, size))
+            for agent, size in enumerate(spec.act_dims):
+                if spec.discrete[agent]:
+                    chosen = reader.array(group, action_paths[agent], (length,), np.int64)
+                    out["actions"][steps, agent, :size] = np.eye(size, dtype=np.float32)[chosen]
+                else:
+                    out["actions"][steps, agent, :size] = reader.array(group, action_paths[agent], (length, size))
+            if not layout.agents_end_together:
+                mask = reader.array(group, b"infos/agent_mask", (length + 1, spec.num_agents), np.bool_)
+                out["actions"][steps][~mask[1:]] = 0.0  # an absent agent's choice is stored as the first one
+            out["rewards"][steps] = reader.array(group, b"infos/agent_rewards", (length + 1, spec.num_agents))[1:]
+            if spec.state_dim is not None:
+                out["state"][rows] = reader.array(group, b"infos/state", (length + 1, spec.state_dim))
+            if len(index_of) > 1:
                 policy = reader.attribute(group, b"policy", _TEXT).decode()
                 policy_step = int(reader.attribute(group, b"policy_step", np.int64))
                 out["policy"][index] = index_of[policy, policy_step]
-                out["seed"][index] = reader.attribute(group, b"seed", np.int64)
-                out["lengths"][index] = length
-                step += length
-                if index % _EPISODES_PER_BLOCK == 0 or index == num_episodes - 1:
-                    bar.update(index + 1 - bar.n)
-            if step != num_transitions:
-                raise UserError(f"{path} does not hold the {num_transitions} steps that the metadata states")
-    except UserError:
-        raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        raise UserError(f"{path} is damaged or is not one of our files: {reason(error)}") from error
+            out["seed"][index] = reader.attribute(group, b"seed", np.int64)
+            step += length
+            if (index + 1 - episodes.start) % _EPISODES_PER_BLOCK == 0:
+                yield _EPISODES_PER_BLOCK
+        yield len(episodes) % _EPISODES_PER_BLOCK
+
+
+def read_episodes(path: Path, layout: Layout, *, progress: bool) -> Episodes:
+    """All episodes of a file that `write_episodes` wrote, in memory.
+
+    Raises:
+        UserError: the file is damaged or does not hold what the metadata state; the message names the file.
+    """
+    lengths = read_lengths(path, layout)
+    out = {name: np.zeros(shape, kind) for name, (shape, kind) in layout.forms().items()}
+    with bar("reading", layout.num_episodes, progress) as shown:
+        for count in read_share(path, layout, lengths, range(layout.num_episodes), out):
+            shown.update(count)
     try:
         return Episodes.from_arrays(out)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def bar(what: str, total: int, progress: bool) -> tqdm:
+    """A bar over episodes, on terminals only."""
+    return tqdm(total=total, desc=what, unit=" episodes", disable=None if progress else True, mininterval=0.5)
+
+
+@contextlib.contextmanager
+def _complaining(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while reading is said in one line that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        raise UserError(f"{path} is damaged or is not one of our files: {reason(error)}") from error
 
 
 class _Templates:
@@ -313,27 +386,19 @@ def _after_steps(episodes: Episodes, values: np.ndarray, first_row: float) -> np
     return rows
 
 
-def _agents_first(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array.transpose(1, 0, 2))
+def _paths(spec: TeamSpec) -> tuple[list[bytes], list[bytes]]:
+    """Paths of all agents' observations and actions inside an episode."""
+    return [f"observations/{agent}".encode() for agent in spec.agents], [
+        f"actions/{agent}".encode() for agent in spec.agents
+    ]
 
 
-def _empty_arrays(
-    episodes: int, steps: int, agents: int, obs_dim: int, act_dim: int, state_dim: int | None
-) -> dict[str, np.ndarray]:
-    arrays = {
-        "obs": np.empty((steps + episodes, agents, obs_dim), dtype=np.float32),
-        "actions": np.empty((steps, agents, act_dim), dtype=np.float32),
-        "rewards": np.empty((steps, agents), dtype=np.float32),
-        "terminated": np.empty((steps, agents), dtype=np.bool_),
-        "truncated": np.empty((steps, agents), dtype=np.bool_),
-        "lengths": np.empty(episodes, dtype=np.int64),
-        "policy": np.empty(episodes, dtype=np.int32),
-        "seed": np.empty(episodes, dtype=np.int64),
-    }
-    if state_dim is not None:
-        arrays["state"] = np.empty((steps + episodes, state_dim), dtype=np.float32)
-    return arrays
+def _own_observations(spec: TeamSpec, padded: np.ndarray) -> list[np.ndarray]:
+    return [np.ascontiguousarray(padded[:, agent, :size]) for agent, size in enumerate(spec.obs_dims)]
 
 
-def _bar(what: str, total: int, progress: bool) -> tqdm:
-    return tqdm(total=total, desc=what, unit=" episodes", disable=None if progress else True, mininterval=0.5)
+def _own_actions(spec: TeamSpec, padded: np.ndarray) -> list[np.ndarray]:
+    return [
+        padded[:, agent, :size].argmax(1) if spec.discrete[agent] else np.ascontiguousarray(padded[:, agent, :size])
+        for agent, size in enumerate(spec.act_dims)
+    ]

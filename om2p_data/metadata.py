@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from minari.serialization import serialize_space
+from minari.serialization import deserialize_space, serialize_space
 
-from om2p_data.envs.adapters import action_box, observation_box
-from om2p_data.envs.registry import Task, find
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
-from om2p_data.storage import DatasetId, sync
+from om2p_data.spec import EnvironmentCard, TeamSpec
+from om2p_data.storage import DatasetId, parse_id, sync
 
 SCHEMA = "1.0"
 _FILE = Path("data", "metadata.json")
@@ -52,11 +50,10 @@ class BehaviorPolicy:
 class Header:
     """What reading the data takes from its metadata."""
 
-    task: Task
+    environment: EnvironmentCard
     policies: tuple[BehaviorPolicy, ...]
     num_episodes: int
     num_transitions: int
-    has_state: bool
     agents_end_together: bool
     content_hash: str
 
@@ -64,17 +61,17 @@ class Header:
 def build(
     dataset_id: DatasetId,
     episodes: Episodes,
-    task: Task,
+    environment: EnvironmentCard,
     policies: Sequence[BehaviorPolicy],
     collection: Mapping[str, Any],
     tier_sources: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """All keys but `dataset_size`, which is known once the data are on the disk.
+    """All keys but `content_hash` and `dataset_size`, which are known once the data are on the disk.
 
     Raises:
         UserError: `collection`, `tier_sources` or `policies` hold something that JSON does not.
     """
-    agents = list(task.agents)
+    spec = environment.spec
     metadata: dict[str, Any] = {
         "dataset_id": str(dataset_id),
         "data_format": "hdf5",
@@ -82,31 +79,37 @@ def build(
         "minari_version": importlib.metadata.version("minari"),
         "total_episodes": episodes.num_episodes,
         "total_steps": episodes.num_transitions,
-        "observation_space": serialize_space(spaces.Dict({agent: observation_box(task) for agent in agents})),
-        "action_space": serialize_space(spaces.Dict({agent: action_box(task) for agent in agents})),
-        "env_spec": env_spec(task).to_json(),
+        "observation_space": serialize_space(spec.observation_space()),
+        "action_space": serialize_space(spec.action_space()),
         "algorithm_name": ", ".join(sorted({policy.algorithm for policy in policies})),
-        "description": f"{dataset_id.tier} data: {task.summary}.",
-        "ref_min_score": task.reference_random,
-        "ref_max_score": task.reference_expert,
+        "description": f"{dataset_id.tier} data: {environment.summary}.",
         "om2p_schema": SCHEMA,
-        "task": task.name,
+        "task": environment.name,
+        "summary": environment.summary,
         "tier": dataset_id.tier,
         "tier_sources": [dict(source) for source in tier_sources],
         "multi_agent": {
             "api": "parallel",
-            "agents": agents,
-            "controlled_agents": agents,
+            "agents": list(spec.agents),
+            "controlled_agents": list(spec.agents),
             "team_reward": "mean over agents; infos/agent_rewards holds each agent's, row t + 1 for step t",
-            "state": None if episodes.state is None else "infos/state",
+            "state": None if spec.state_dim is None else "infos/state",
+            "state_dim": spec.state_dim,
             "agents_end_together": episodes.agents_end_together,
-            "horizon": task.horizon,
+            "horizon": environment.horizon,
         },
         "behaviour_policies": [asdict(policy) for policy in policies],
         "collection": dict(collection),
-        "content_hash": episodes.content_hash(),
         "statistics": statistics(episodes),
     }
+    if environment.env_spec is not None:
+        metadata["env_spec"] = environment.env_spec.to_json()
+    for key, reference in (
+        ("ref_min_score", environment.reference_random),
+        ("ref_max_score", environment.reference_expert),
+    ):
+        if reference is not None:
+            metadata[key] = reference
     try:
         json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -118,16 +121,6 @@ def statistics(episodes: Episodes) -> dict[str, Any]:
     """Team return and episode length in figures: mean, population std, min, max and quantiles."""
     lengths = episodes.lengths.astype(np.float64)
     return {"team_return": _figures(episodes.team_returns), "episode_length": _figures(lengths)}
-
-
-def env_spec(task: Task) -> EnvSpec:
-    """Spec of the task as one Gymnasium environment; it needs no registration, and is the same on all tiers."""
-    # No max_episode_steps: the world keeps its own clock, and Gymnasium would put a second one around it.
-    return EnvSpec(
-        id=f"om2p/{task.name}-v0",
-        entry_point="om2p_data.envs.adapters:TeamEnv",
-        kwargs={"name": task.name},
-    )
 
 
 def write(folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -142,10 +135,10 @@ def write(folder: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path, dataset_id: DatasetId) -> dict[str, Any]:
-    """The metadata of the data set in `folder`.
+    """The metadata of the data set in `folder`, whoever wrote it.
 
     Raises:
-        UserError: the file is missing or damaged, belongs to another id or is not of our schema.
+        UserError: the file is missing or damaged, or belongs to another id.
     """
     path = folder / _FILE
     try:
@@ -154,17 +147,23 @@ def read(folder: Path, dataset_id: DatasetId) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    schema = metadata.get("om2p_schema") if isinstance(metadata, dict) else None
-    if schema != SCHEMA:
-        found = "no om2p_schema" if schema is None else f"om2p_schema {schema!r}"
-        raise UserError(f"{path} has {found}: only data sets of schema {SCHEMA!r}, as om2p-data writes them, are read")
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path} is damaged: it holds no table")
     if metadata.get("dataset_id") != str(dataset_id):
         raise UserError(f"{path} belongs to {metadata.get('dataset_id')!r}, but lies where {dataset_id} should be")
+    schema = metadata.get("om2p_schema")
+    if schema not in (None, SCHEMA):
+        raise UserError(f"{path} has om2p_schema {schema!r}: only schema {SCHEMA!r} and plain Minari sets are read")
     return metadata
 
 
+def is_ours(metadata: Mapping[str, Any]) -> bool:
+    """Whether the data set follows our schema, which says more than Minari's own."""
+    return metadata.get("om2p_schema") == SCHEMA
+
+
 def header(folder: Path, metadata: Mapping[str, Any]) -> Header:
-    """What reading the data takes from its metadata.
+    """What reading one of our data sets takes from its metadata.
 
     Raises:
         UserError: a key is missing or holds something impossible; the message names the file.
@@ -172,22 +171,45 @@ def header(folder: Path, metadata: Mapping[str, Any]) -> Header:
     path = folder / _FILE
     try:
         multi_agent = metadata["multi_agent"]
-        task = find(metadata["task"])
-        if tuple(multi_agent["agents"]) != task.agents:
-            raise ValueError(f"agents {multi_agent['agents']} are not those of {task.name}: {list(task.agents)}")
+        if not metadata["behaviour_policies"]:
+            raise ValueError("behaviour_policies is empty")
         return Header(
-            task=task,
+            environment=environment(metadata, multi_agent["agents"], multi_agent["state_dim"], multi_agent["horizon"]),
             policies=tuple(BehaviorPolicy(**policy) for policy in metadata["behaviour_policies"]),
             num_episodes=_count(metadata, "total_episodes"),
             num_transitions=_count(metadata, "total_steps"),
-            has_state=multi_agent["state"] is not None,
             agents_end_together=bool(multi_agent["agents_end_together"]),
             content_hash=metadata["content_hash"],
         )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except KeyError as error:
         raise UserError(f"{path} is damaged: key {error} is missing") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def environment(
+    metadata: Mapping[str, Any], agents: Sequence[str], state_dim: int | None, horizon: int | None
+) -> EnvironmentCard:
+    """What the metadata of a Minari data set, ours or not, say about its environment.
+
+    Raises:
+        UserError: the spaces are not those of a team of these agents.
+        KeyError, ValueError, TypeError: the metadata are damaged.
+    """
+    observations, actions = (deserialize_space(metadata[key]) for key in ("observation_space", "action_space"))
+    described = metadata.get("env_spec")
+    name = metadata.get("task") or parse_id(metadata["dataset_id"]).task
+    return EnvironmentCard(
+        name=name,
+        spec=TeamSpec.of_spaces(agents, observations, actions, state_dim),
+        summary=metadata.get("summary") or metadata.get("description") or name,
+        env_spec=None if described is None else EnvSpec.from_json(described),
+        reference_random=metadata.get("ref_min_score"),
+        reference_expert=metadata.get("ref_max_score"),
+        horizon=horizon,
+    )
 
 
 def _count(metadata: Mapping[str, Any], key: str) -> int:

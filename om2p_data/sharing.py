@@ -163,7 +163,8 @@ def download(
             shutil.rmtree(arrived / columns.FOLDER, ignore_errors=True)
             dataset.load(dataset_id, staging)
             for folder in (arrived / "data", arrived / columns.FOLDER):
-                folder.rename(partial / folder.name)
+                if folder.exists():  # data that others wrote have no columns
+                    folder.rename(partial / folder.name)
             _carry_namespaces(staging, here, parsed)
             shutil.rmtree(staging)
             _sync_files(partial)
@@ -224,7 +225,7 @@ def _carry_namespaces(source: Path, target: Path, parsed: DatasetId) -> None:
         file, copied = (root / namespace / NAMESPACE_METADATA_FILENAME for root in (source, target))
         if file.is_file() and not copied.exists():
             shutil.copyfile(file, copied)
-    make_namespaces(target, parsed.task)
+    make_namespaces(target, parsed)
 
 
 def _sync_files(folder: Path) -> None:

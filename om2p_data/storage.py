@@ -21,27 +21,30 @@ if sys.platform != "win32":
     import fcntl
 
 NAMESPACE = "om2p"
-ID_GRAMMAR = f"{NAMESPACE}/<task>/<tier>-v<N>"
+ID_GRAMMAR = "<namespace>/<task>/<tier>-v<N>"
 _PART = "[-_A-Za-z0-9]{2,}"  # Minari refuses names of one letter
-_ID = re.compile(rf"{NAMESPACE}/(?P<task>{_PART})/(?P<tier>{_PART})-v(?P<version>0|[1-9][0-9]*)")
+_ID = re.compile(
+    rf"(?:(?P<namespace>{_PART}(?:/{_PART})*)/)?(?:(?P<task>{_PART})/)?(?P<tier>{_PART})-v(?P<version>0|[1-9][0-9]*)"
+)
 
 
 class DatasetId(NamedTuple):
-    """The parts of a data set id, `om2p/<task>/<tier>-v<version>`."""
+    """The parts of a data set id; namespace and task are empty where a foreign id has fewer parts."""
 
+    namespace: str
     task: str
     tier: str
     version: int
 
     def __str__(self) -> str:
-        return f"{NAMESPACE}/{self.task}/{self.tier}-v{self.version}"
+        return "/".join(part for part in (self.namespace, self.task, f"{self.tier}-v{self.version}") if part)
 
 
 def parse_id(dataset_id: str) -> DatasetId:
     """The parts of an id.
 
     Raises:
-        UserError: not of the form `om2p/<task>/<tier>-v<N>`.
+        UserError: not an id as Minari has them.
     """
     match = _ID.fullmatch(dataset_id)
     if match is None:
@@ -49,7 +52,10 @@ def parse_id(dataset_id: str) -> DatasetId:
             f"malformed data set id {dataset_id!r}: ids read {ID_GRAMMAR}, with two or more of A-Z a-z 0-9 - _ in a "
             f"part, e.g. {NAMESPACE}/halfcheetah-2x3/medium-v0"
         )
-    return DatasetId(match["task"], match["tier"], int(match["version"]))
+    namespace, task = match["namespace"] or "", match["task"] or ""
+    if namespace and not task:  # of two parts, the first is the task
+        namespace, _, task = namespace.rpartition("/")
+    return DatasetId(namespace, task, match["tier"], int(match["version"]))
 
 
 def datasets_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -66,15 +72,17 @@ def datasets_root(root: str | os.PathLike[str] | None = None) -> Path:
         raise UserError(f"cannot make the data set folder: {reason(error)} (MINARI_DATASETS_PATH sets it)") from error
 
 
-def make_namespaces(root: Path, task: str) -> Path:
-    """The folder of a task's data sets, with the namespace files that Minari needs to share them.
+def make_namespaces(root: Path, dataset_id: DatasetId) -> Path:
+    """The folder in which a data set lies, with the namespace files that Minari needs to share it.
 
     Raises:
         OSError: a folder cannot be written.
     """
-    folder = root / NAMESPACE / task
+    folder = (root / str(dataset_id)).parent
     folder.mkdir(parents=True, exist_ok=True)
-    for namespace in (folder.parent, folder):
+    for namespace in (folder, *folder.parents):
+        if namespace == root:
+            break
         file = namespace / NAMESPACE_METADATA_FILENAME
         if not file.exists():
             partial = file.with_name(f".{file.name}.{os.getpid()}")

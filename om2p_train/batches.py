@@ -34,7 +34,6 @@ class Transitions:
 
     def __init__(self, dataset: Dataset, device: torch.device | str = "cpu"):
         episodes = dataset.episodes
-        self.task = dataset.task
         self._obs = _tensor(episodes.obs, device)  # [M + E, N, O]
         self._actions = _tensor(episodes.actions, device)  # [M, N, A]
         self._rewards = _tensor(episodes.rewards, device)  # [M, N]

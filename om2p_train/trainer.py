@@ -32,7 +32,7 @@ import om2p_data
 from om2p_data.behavior.policy import UniformPolicy
 from om2p_data.dataset import Dataset
 from om2p_data.envs import make
-from om2p_data.envs.registry import Task
+from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
 from om2p_data.provenance import commit
 from om2p_data.rollout import team_returns
@@ -54,6 +54,19 @@ _RANDOM_STEPS = 25_000  # for the mean return of uniform actions: 1,000 particle
 RUN_FILE, EVALUATIONS_FILE, METRICS_FILE = "run.json", "evaluations.csv", "metrics.csv"
 _RECIPE_FILE, _CHECKPOINT_FILE, _POLICIES, _EVENTS = "recipe.toml", "checkpoint.safetensors", "policies", "tensorboard"
 _RUN_NAMES = (RUN_FILE, EVALUATIONS_FILE, METRICS_FILE, _RECIPE_FILE, _CHECKPOINT_FILE, _POLICIES, _EVENTS)
+
+
+def task_of(dataset: Dataset) -> Task:
+    """The task in whose worlds teams that learn from a data set are scored.
+
+    Raises:
+        UserError: it is of an environment of somebody else.
+    """
+    if dataset.task is None:
+        raise UserError(
+            f"{dataset.id} is of none of our tasks ({', '.join(TASKS)}), and teams are scored in their task's worlds"
+        )
+    return dataset.task
 
 
 def train(
@@ -89,12 +102,12 @@ def train(
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds must be different numbers from 0 up, not {list(seeds)}")
     place = _device(device)
-    task = dataset.task
+    task = task_of(dataset)
     # Built before the folder is touched: options that make no sense together leave nothing behind.
     algorithm = algorithms.find(recipe.algorithm)(task, recipe.options, SeedStreams(seeds, INITIALISATION, place))
     # Before the first file is opened, so that an interrupted start leaves nothing behind.
-    facts = _facts(dataset, recipe, list(seeds), place)
-    writers = _Writers(folder, overwrite, dataset.task.agents, list(seeds), tensorboard)
+    facts = _facts(dataset, task, recipe, list(seeds), place)
+    writers = _Writers(folder, overwrite, task.agents, list(seeds), tensorboard)
     try:
         writers.run(facts | {"finished": False}, recipe)
         data = Transitions(dataset, place)
@@ -214,18 +227,18 @@ def to_toml(tables: dict[str, Any]) -> str:
     return "\n".join([*scalars, *nested]) + "\n"
 
 
-def _facts(dataset: Dataset, recipe: TrainRecipe, seeds: list[int], device: torch.device) -> dict[str, Any]:
+def _facts(dataset: Dataset, task: Task, recipe: TrainRecipe, seeds: list[int], device: torch.device) -> dict[str, Any]:
     returns = dataset.episodes.team_returns
     return {
         "algorithm": recipe.algorithm,
         "recipe_name": recipe.name,
         "scale": recipe.scale.value,
         "recipe": recipe.tables(),
-        "task": dataset.task.name,
+        "task": task.name,
         "dataset": dataset.id,
         "dataset_hash": dataset.metadata["content_hash"],
         "dataset_return_mean": float(returns.mean()),
-        "random_return_mean": float(_random_returns(dataset.task).mean()),
+        "random_return_mean": float(_random_returns(task).mean()),
         "seeds": seeds,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {platform.machine()}",
         "threads": torch.get_num_threads(),

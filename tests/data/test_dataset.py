@@ -27,6 +27,7 @@ from om2p_data.dataset import BehaviorPolicy, Dataset
 from om2p_data.envs.registry import Task, find
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
+from om2p_data.spec import EnvironmentCard
 
 CN, HC = find("cn"), find("hc")
 CN_ID, HC_ID = "om2p/cooperative-navigation/medium-replay-v0", "om2p/halfcheetah-2x3/medium-replay-v0"
@@ -59,6 +60,8 @@ def random_episodes(task: Task, lengths: list[int], seed: int = 0) -> Episodes:
     )
 
 
+card = EnvironmentCard.of
+MULTI_AGENT = {"state": None, "state_dim": None, "agents_end_together": True, "horizon": 25}
 CN_EPISODES = random_episodes(CN, [25, 3, 25, 1, 25, 25, 7])
 HC_EPISODES = random_episodes(HC, [1000, 400, 950])  # 1,001 states are more than fit into an object header
 
@@ -73,8 +76,7 @@ def policies_of(episodes: Episodes) -> list[BehaviorPolicy]:
 def write(dataset_id: str = CN_ID, episodes: Episodes = CN_EPISODES, **changes: Any) -> Path:
     parts = storage.parse_id(dataset_id)
     settings: dict[str, Any] = {
-        "task": find(parts.task),
-        "tier": parts.tier,
+        "environment": card(find(parts.task)),
         "policies": policies_of(episodes),
         "collection": {"seeds": [1, 2], "recipe": {"noise": 0.1}},
         "tier_sources": [{"id": "om2p/cooperative-navigation/expert-v0", "hash": "cd" * 32, "episodes": 7}],
@@ -323,16 +325,15 @@ def test_more_lengths_than_templates(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_agents_keep_their_order(tmp_path: Path) -> None:
     task = dataclasses.replace(CN, agents=tuple(f"agent_{i}" for i in range(11)))  # "agent_10" sorts before "agent_2"
     episodes, path = random_episodes(task, [4, 2]), tmp_path / "many.hdf5"
-    hdf5.write_episodes(path, episodes, task.agents, [("a", 0), ("b", 0)], progress=False)
+    spec = card(task).spec
+    hdf5.write_episodes(path, episodes, spec, [("a", 0), ("b", 0)], progress=False)
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["episode_0/actions/agent_10"], episodes.actions[:4, 10])
         group = file["episode_0/observations"]
         assert isinstance(group, h5py.Group)
         assert list(group) == list(task.agents)
-    found = hdf5.read_episodes(
-        path, task.agents, [("a", 0), ("b", 0)], num_episodes=2, num_transitions=6, obs_dim=18, act_dim=2,
-        state_dim=None, agents_end_together=True, progress=False,
-    )  # fmt: skip
+    layout = hdf5.Layout(spec, (("a", 0), ("b", 0)), num_episodes=2, num_transitions=6, agents_end_together=True)
+    found = hdf5.read_episodes(path, layout, progress=False)
     assert_same(found, episodes)
 
 
@@ -360,7 +361,7 @@ def test_listing_survives_broken_neighbours(root: Path, capsys: pytest.CaptureFi
     assert [summary.id.rpartition("-")[2] for summary in found] == ["v0", "v2", "v10"]
     assert (found[0].episodes, found[0].transitions) == (7, 111)
     assert found[0].return_mean == pytest.approx(CN_EPISODES.team_returns.mean())
-    assert sum(line.startswith("left out om2p/world/") for line in capsys.readouterr().err.splitlines()) == 4
+    assert sum(line.startswith("left out om2p/world/") for line in capsys.readouterr().err.splitlines()) == 3
     elsewhere = root.parent / "elsewhere"
     write(root=elsewhere)
     assert len(dataset.list_datasets(elsewhere)) == 1
@@ -481,14 +482,17 @@ def test_two_writers_of_one_id(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset_id": "cn-medium-v0"}, r"malformed data set id .* ids read om2p/<task>/<tier>-v<N>"),
+        ({"dataset_id": "om2p//medium-v0"}, r"malformed data set id .* ids read <namespace>/<task>/<tier>-v<N>"),
+        (
+            {"dataset_id": "cooperative-navigation/medium-v0"},
+            "must read <namespace>/cooperative-navigation/<tier>-v<N>",
+        ),
         ({"dataset_id": "om2p/cooperative-navigation/x-v0"}, "malformed"),
         ({"dataset_id": "om2p/cooperative-navigation/expert"}, "malformed"),
         ({"dataset_id": "om2p/cooperative-navigation/expert-v01"}, "malformed"),
         ({"dataset_id": "om2p/../expert-v0"}, "malformed"),
-        ({"tier": "expert"}, "does not say task 'cooperative-navigation' and tier 'expert'"),
-        ({"task": HC}, "does not say task 'halfcheetah-2x3'"),
-        ({"dataset_id": "om2p/world/expert-v0", "task": find("world"), "tier": "expert"}, r"obs has rows of \(3, 18\)"),
+        ({"environment": card(HC)}, "must read <namespace>/halfcheetah-2x3/<tier>-v<N>"),
+        ({"dataset_id": "om2p/world/expert-v0", "environment": card(find("world"))}, r"obs has rows of \(3, 18\)"),
         ({"policies": policies_of(CN_EPISODES)[:1]}, "policy holds index 1, but 1 policies are given"),
         ({"policies": policies_of(CN_EPISODES)[:1] * 2}, "two behaviour policies have the same name and step"),
         ({"policies": policies_of(CN_EPISODES.select([0, 1]))}, "'replay' claims 1 episodes, the data hold 4"),
@@ -498,7 +502,7 @@ def test_two_writers_of_one_id(root: Path) -> None:
     ],
 )
 def test_writing_what_cannot_be_written(changes: dict[str, Any], message: str, root: Path) -> None:
-    settings = {"dataset_id": CN_ID, "task": CN, "tier": "medium-replay"} | changes
+    settings = {"dataset_id": CN_ID, "environment": card(CN)} | changes
     with pytest.raises(UserError, match=message) as caught:
         write(**settings)
     assert "\n" not in str(caught.value)
@@ -549,11 +553,14 @@ def change_a_value(folder: Path) -> None:
         (lambda f: (f / "data" / "metadata.json").write_bytes(b"\xff"), r"metadata\.json is damaged"),
         (lambda f: edit_metadata(f, om2p_schema="9.0"), r"metadata\.json has om2p_schema '9\.0'"),
         (lambda f: edit_metadata(f, dataset_id="om2p/world/expert-v0"), "belongs to 'om2p/world/expert-v0'"),
-        (lambda f: edit_metadata(f, task="chess"), "is damaged: unknown environment 'chess'"),
-        (lambda f: edit_metadata(f, task="hc"), "are not those of halfcheetah-2x3"),
+        (lambda f: edit_metadata(f, observation_space="{"), "is damaged"),
+        (
+            lambda f: edit_metadata(f, multi_agent=MULTI_AGENT | {"agents": ["a", "b"]}),
+            "no Dict with one space for each",
+        ),
         (lambda f: edit_metadata(f, multi_agent={}), "is damaged: key 'agents' is missing"),
         (lambda f: edit_metadata(f, behaviour_policies=[{"age": 3}]), "metadata.json is damaged"),
-        (lambda f: edit_metadata(f, behaviour_policies=[]), r"main_data\.hdf5 is damaged"),
+        (lambda f: edit_metadata(f, behaviour_policies=[]), "behaviour_policies is empty"),
         (lambda f: edit_metadata(f, total_episodes=8), "holds 7 episodes, the metadata states 8"),
         (lambda f: edit_metadata(f, total_episodes="7"), "total_episodes is '7'"),
         (lambda f: edit_metadata(f, total_steps=100), "does not hold the 100 steps"),

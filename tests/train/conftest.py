@@ -9,6 +9,7 @@ import torch
 from om2p_data.dataset import Dataset
 from om2p_data.envs.registry import Family, PublishedReturns, Task
 from om2p_data.episodes import Episodes
+from om2p_data.spec import EnvironmentCard
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,9 @@ def toy_dataset(
         seed=np.zeros(episodes, np.int64),
     )
     task = toy_task(agents, obs_dim, actions.shape[-1], length)
-    return Dataset("om2p/toy/random-v0", {"content_hash": "", "tier": "random"}, task, (), flat)
+    return Dataset(
+        "om2p/toy/random-v0", {"content_hash": "", "tier": "random"}, EnvironmentCard.of(task), task, (), flat
+    )
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from om2p_data.envs import find, make, parallel_env
 from om2p_data.errors import UserError
 from om2p_data.metadata import BehaviorPolicy
 from om2p_data.rollout import rollout, team_returns
+from om2p_data.spec import EnvironmentCard
 from om2p_train import config, load_policy, report, trainer
 
 SETTINGS = [
@@ -37,8 +38,7 @@ def data(tmp_path_factory):
     datasets.write(
         "om2p/cooperative-navigation/random-v0",
         episodes,
-        task=task,
-        tier="random",
+        environment=EnvironmentCard.of(task),
         policies=[policy],
         collection={},
         root=root,
