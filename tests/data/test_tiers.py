@@ -16,8 +16,8 @@ import torch
 
 from om2p_data import dataset, generation, tiers
 from om2p_data.behavior import training
+from om2p_data.behavior.config import EXPERT, MEDIUM
 from om2p_data.behavior.replay import Replay
-from om2p_data.behavior.training import EXPERT, MEDIUM
 from om2p_data.dataset import BehaviorPolicy
 from om2p_data.envs import make
 from om2p_data.envs.registry import find
@@ -71,6 +71,7 @@ def test_random(collect: Collect) -> None:
     found = collect(Tier.RANDOM, transitions=20_001)
     assert found.episodes.lengths.tolist() == [25] * 801
     assert_policies_fit(found)
+    assert found.teams == []
     assert found.policies == [
         BehaviorPolicy("random", "uniform", 0, 0, "", found.policies[0].return_mean, found.policies[0].return_std, 801)
     ]
@@ -89,9 +90,12 @@ def test_a_level_is_its_policy_with_noise(tier: Tier, level: str, collect: Colle
     card = kept[level].card
     assert (policy.name, policy.algorithm, policy.seed) == (level, "matd3", 0)
     assert (policy.step, policy.hash) == (card["updates"], card["hash"])
+    (team,) = found.teams
+    assert (team.level, team.card) == (level, card)
+    assert team.origin == str(training.run_folder(CN, tiny.behavior, seed=0))
     assert residual(kept[level], found.episodes) == pytest.approx(0.1, rel=0.1)
     assert residual(kept[MEDIUM if level == EXPERT else EXPERT], found.episodes) > 0.2
-    error = np.hypot(policy.return_std / np.sqrt(200), card["return_std"] / np.sqrt(100))
+    error = np.hypot(policy.return_std / np.sqrt(200), card["return_std"] / np.sqrt(card["episodes"]))
     assert policy.return_mean == pytest.approx(card["return_mean"], abs=4 * error)
 
 
@@ -104,7 +108,7 @@ def test_mix_is_by_transitions(
 ) -> None:
     found = collect(Tier.MEDIUM_EXPERT, transitions=1_000, expert_share=share)
     counts = {name: count for name, count in ((MEDIUM, medium), (EXPERT, expert)) if count}
-    assert [policy.name for policy in found.policies] == list(counts)
+    assert [policy.name for policy in found.policies] == [team.level for team in found.teams] == list(counts)
     assert np.bincount(found.episodes.policy).tolist() == list(counts.values())
     assert found.episodes.lengths.tolist() == [25] * (medium + expert)
     assert_policies_fit(found)
@@ -311,6 +315,7 @@ def test_stock_minari_loads_every_tier(
     assert (collection["seed"], collection["transitions_requested"], collection["prey"]) == (0, 500, None)
     assert collection["expert_share_requested"] is None
     assert collection["recipe"] == tiny.model_dump(mode="json")
+    assert collection["teams"] == {team.level: team.card for team in made.collected.teams}
 
 
 def test_a_taken_id_is_found_out_before_anything_is_collected(
