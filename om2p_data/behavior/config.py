@@ -103,6 +103,7 @@ class BehaviorConfig(Record):
         return "matd3" if self.td3 is not None else "mappo"
 
     def fingerprint(self, task: Task, prey: str | None) -> str:
-        """Twelve hex digits that change with any setting, the task and the prey."""
-        facts = {"task": task.name, "prey": prey, "recipe": self.model_dump(mode="json")}
+        """Twelve hex digits that change with the task, the prey, and whatever changes a number on the way."""
+        recipe = self.model_dump(mode="json", exclude={"max_steps"})  # only says when to give up
+        facts = {"task": task.name, "prey": prey, "recipe": recipe}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
