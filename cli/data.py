@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import check, share
+from . import check, inspect, share
 from .common import Quiet, Root, Settings, guarded
 
 app = typer.Typer(
@@ -193,6 +193,7 @@ def envs() -> None:
 
 share.register(app)
 check.register(app)
+inspect.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,66 @@
+"""om2p-data: what looks into data sets: figures on the terminal, plots, moving pictures and reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Root
+
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Data set ids.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    app.command("show")(show)
+    app.command("plot")(plot)
+
+
+def show(
+    dataset_ids: Ids,
+    json_: Annotated[bool, typer.Option("--json", help="All of it for machines.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compute the content hash of the data anew.")] = False,
+    root: Root = None,
+) -> None:
+    """Show what data sets hold: returns, agents, behaviour policies, coverage, provenance.
+
+    With --verify, exit code 1 says that data have another hash than their metadata state.
+    """
+    import dataclasses
+    import json
+    import shutil
+
+    from om2p_data.inspect import statistics, tables
+
+    found = [statistics.study(dataset_id, root) for dataset_id in dataset_ids]
+    verified = [statistics.verify(one) if verify else None for one in found]
+    if json_:
+        cards = [
+            dataclasses.asdict(one.description) | {"verified": state}
+            for one, state in zip(found, verified, strict=True)
+        ]
+        print(json.dumps(cards, indent=1))
+    else:
+        width = min(shutil.get_terminal_size().columns, 120)
+        pages = [tables.comparison([one.description for one in found])] if len(found) > 1 else []
+        for one, state in zip(found, verified, strict=True):
+            pages += tables.card(one.description, state)
+        print("\n\n".join(tables.text(page, width) for page in pages))
+    if False in verified:
+        raise typer.Exit(1)
+
+
+def plot(
+    dataset_ids: Ids,
+    out: Annotated[Path, typer.Option(help="Folder to write PNG files to.")],
+    dark: Annotated[bool, typer.Option("--dark", help="On a dark background.")] = False,
+    root: Root = None,
+) -> None:
+    """Draw data sets: returns beside the published ones, order of collection, sources, coverage, actions."""
+    from om2p_data.inspect import figures, statistics
+
+    found = [statistics.study(dataset_id, root) for dataset_id in dataset_ids]
+    for path in figures.save_all(figures.plan(found), out, figures.DARK if dark else figures.LIGHT):
+        print(path)

@@ -1,0 +1,351 @@
+"""Figures of data sets: returns, order of collection, actions, coverage, sources."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from om2p_data.errors import UserError
+from om2p_data.inspect.statistics import Study, action_bounds
+from om2p_data.inspect.tables import number, percent, spread
+from om2p_data.inspect.views import Plane
+from om2p_data.storage import reason
+
+_DPI = 130
+_BINS = 48
+_MOST_PANELS = 24
+_MOST_SOURCES = 8
+_RUG_UNTIL = 60  # episodes: so few are also marked one by one
+_MOST_DOTS = 4_000  # episodes drawn as dots
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of all figures; the series are told apart by people who see few colours too."""
+
+    paper: str
+    ink: str
+    faint: str
+    series: tuple[str, ...]
+    density: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "#ffffff",
+    "#23272e",
+    "#c9ced6",
+    ("#0072b2", "#d55e00", "#009e73", "#b3589a", "#9a7d00", "#3a9bd9", "#7a5c3e", "#5d6470"),
+    ("#eef4fa", "#9dc6e4", "#3f8fc4", "#0b5a94", "#082f52"),
+)
+DARK = Theme(
+    "#16191f",
+    "#e4e7ec",
+    "#454c58",
+    ("#56b4e9", "#f08b4b", "#3fcfa2", "#dd8fc6", "#e6cf4d", "#8fa8ff", "#c4a484", "#a9b1bd"),
+    ("#1d2733", "#1f4e78", "#2f86bd", "#7cc4ec", "#e8f6ff"),
+)
+
+Draw = Callable[[Theme], Figure]
+
+
+def returns(found: Sequence[Study], theme: Theme = LIGHT) -> Figure:
+    """Team returns of data sets of one environment as histograms, published means as dashed lines."""
+    with _styled(theme):
+        figure = Figure(figsize=(8, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        values = [one.data.episodes.team_returns for one in found]
+        edges = _edges(np.concatenate(values))
+        for one, own, color in zip(found, values, _cycle(theme, len(found)), strict=True):
+            description = one.description
+            label = f"{_short(one)}: {spread(float(own.mean()), float(own.std()))}"
+            _histogram(axes, own, edges, color, label)
+            if description.published is not None:
+                published = f"published {description.tier}: {number(description.published)}"
+                axes.axvline(description.published, color=color, ls="--", lw=1.5, label=published)
+        axes.set(xlabel="team return of an episode", ylabel="share of episodes", title=found[0].description.environment)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        first = found[0].description
+        if first.score(0.0) is not None:
+            low, high = first.reference_random, first.reference_expert
+            assert low is not None
+            assert high is not None
+            span = high - low
+            top = axes.secondary_xaxis(
+                "top",
+                functions=(lambda x: 100 * (np.asarray(x) - low) / span, lambda x: low + np.asarray(x) * span / 100),
+            )
+            top.set_xlabel("score (0: random, 100: expert reference)", fontsize=9)
+        figure.legend(loc="outside lower center", ncols=2)
+        return figure
+
+
+def order(found: Sequence[Study], theme: Theme = LIGHT) -> Figure:
+    """Team return over the episodes in the order of collection: of medium-replay data, the learning curve."""
+    with _styled(theme):
+        figure = Figure(figsize=(8, 0.7 + 2.1 * len(found)), layout="constrained")
+        panels = figure.subplots(len(found), 1, squeeze=False, sharey=True)[:, 0]
+        for one, axes, color in zip(found, panels, _cycle(theme, len(found)), strict=True):
+            values = one.data.episodes.team_returns
+            shown = np.unique(np.linspace(0, len(values) - 1, min(len(values), _MOST_DOTS)).astype(int))
+            few = len(values) <= _RUG_UNTIL
+            size, strength = (6, 0.9) if few else (2.5, 0.35)
+            axes.plot(shown, values[shown], ".", color=color, ms=size, alpha=strength, rasterized=True)
+            if not few:
+                window = max(3, len(values) // 50)
+                means = np.convolve(values, np.ones(window) / window, mode="valid")
+                axes.plot(np.arange(len(means)) + (window - 1) / 2, means, color=theme.ink, lw=1.5)
+            axes.axhline(values.mean(), color=theme.ink, lw=0.8, ls=":")
+            axes.set_title(_short(one), fontsize=10)
+            axes.set_ylabel("team return")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.margins(x=0.01)
+        panels[-1].set_xlabel(
+            "episode in the order of collection (line: mean of a fiftieth of them; dotted: of all)"
+        )
+        return figure
+
+
+def actions(one: Study, theme: Theme = LIGHT) -> Figure:
+    """How often each agent's action components take which value; of discrete actions, how often each is chosen."""
+    spec, described = one.data.environment.spec, one.description
+    panels: list[tuple[int, int | None]] = []
+    for index, agent in enumerate(described.agents):
+        panels += [(index, None)] if agent.discrete else [(index, part) for part in range(len(agent.actions))]
+    shown = panels[:_MOST_PANELS]
+    each = {len(agent.actions) for agent in described.agents if not agent.discrete}
+    columns = each.pop() if len(each) == 1 and 2 <= min(each) <= 4 else min(3, len(shown))
+    present = None if one.data.episodes.agents_end_together else ~one.data.episodes.absent
+    with _styled(theme):
+        figure, axes = _grid(len(shown), columns, (2.7, 1.75))
+        for own, (index, part) in zip(axes, shown, strict=True):
+            agent, color = described.agents[index], theme.series[index % len(theme.series)]
+            if part is None:
+                shares = [choice.mean for choice in agent.actions]
+                own.bar(range(len(shares)), shares, color=color, alpha=0.8)
+                own.axhline(1 / len(shares), color=theme.ink, lw=0.8, ls=":")
+                own.set_title(f"{agent.name}, choices", fontsize=9)
+            else:
+                values = one.data.episodes.actions[:, index, part]
+                values = values if present is None else values[present[:, index]]
+                low, high = (bound[part] for bound in action_bounds(spec, index))
+                if not (np.isfinite(low) and np.isfinite(high)):
+                    low, high = agent.actions[part].low, agent.actions[part].high
+                edges = np.linspace(low, high, _BINS + 1) if high > low else _edges(np.array([low, high]))
+                _histogram(own, values, edges, color, None)
+                own.axvline(agent.actions[part].mean, color=theme.ink, lw=1)
+                at_bound = agent.actions[part].at_bound
+                said = "" if at_bound is None else f", {percent(at_bound)} at a bound"
+                own.set_title(f"{agent.name} [{part}]{said}", fontsize=9)
+            own.yaxis.set_major_formatter(PercentFormatter(1.0))
+            own.tick_params(labelsize=8)
+        left_out = f" (first {len(shown)} of {len(panels)})" if len(panels) > len(shown) else ""
+        figure.suptitle(f"Actions: {described.id}{left_out}", fontsize=11)
+        return figure
+
+
+def coverage(one: Study, theme: Theme = LIGHT) -> Figure:
+    """Where the states are: density on each of the planes, and of bodies that run their forward speed."""
+    planes, speed = one.views.planes, one.views.forward_speed
+    count = len(planes) + (speed is not None)
+    square = speed is None
+    columns = count if count <= 4 else 3 if count % 3 == 0 else 4
+    with _styled(theme):
+        figure, axes = _grid(count, columns, (2.7, 2.9) if count > 1 else (5.2, 4.6))
+        extents = _extents(planes, common=square)
+        for own, plane, (low, high) in zip(axes, planes, extents, strict=False):  # the last panel may be the speed's
+            _density(own, plane, low, high, theme, square)
+        if speed is not None:
+            own = axes[-1]
+            _histogram(own, speed, _edges(speed), theme.series[1], None)
+            own.axvline(float(speed.mean()), color=theme.ink, lw=1)
+            own.yaxis.set_major_formatter(PercentFormatter(1.0))
+            own.set_xlabel("forward speed (m/s)", fontsize=8)
+            own.set_title(f"mean {number(float(speed.mean()))} m/s", fontsize=9)
+            own.tick_params(labelsize=8)
+        figure.suptitle(f"Coverage: {one.description.id}", fontsize=11)
+        return figure
+
+
+def sources(one: Study, theme: Theme = LIGHT) -> Figure:
+    """Team returns of each behaviour policy's episodes; of many policies, the eight with most transitions."""
+    episodes, described = one.data.episodes, one.description
+    ranked = sorted(range(len(described.sources)), key=lambda index: -described.sources[index].transitions)
+    shown = ranked[:_MOST_SOURCES]
+    with _styled(theme):
+        figure = Figure(figsize=(8, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        edges = _edges(episodes.team_returns)
+        for index, color in zip(shown, _cycle(theme, len(shown)), strict=True):
+            source = described.sources[index]
+            values = episodes.team_returns[episodes.policy == index]
+            if values.size:
+                said = f"{source.name} (step {source.step:,}), {percent(source.share)} of the transitions"
+                weights = np.full(len(values), 1 / episodes.num_episodes)
+                label = f"{said}: {spread(source.return_mean, source.return_std)}"
+                _histogram(axes, values, edges, color, label, weights)
+        axes.set(xlabel="team return of an episode", ylabel="share of all episodes", title=f"Sources: {described.id}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        figure.legend(loc="outside lower center")
+        return figure
+
+
+def plan(found: Sequence[Study]) -> dict[str, Draw]:
+    """All figures of these data sets by file name (without ending), in the order in which they are best seen."""
+    drawn: dict[str, Draw] = {}
+    for environment in dict.fromkeys(one.description.environment for one in found):
+        same = [one for one in found if one.description.environment == environment]
+        drawn[f"{environment}-returns"] = lambda theme, same=same: returns(same, theme)
+        drawn[f"{environment}-order"] = lambda theme, same=same: order(same, theme)
+    for one in found:
+        drawn.update(plan_card(one))
+    return drawn
+
+
+def plan_card(one: Study) -> dict[str, Draw]:
+    """The figures that show a single data set, by file name (without ending)."""
+    name = one.description.id.replace("/", "-")
+    drawn: dict[str, Draw] = {}
+    if len(one.description.sources) > 1:
+        drawn[f"{name}-sources"] = lambda theme: sources(one, theme)
+    drawn[f"{name}-coverage"] = lambda theme: coverage(one, theme)
+    drawn[f"{name}-actions"] = lambda theme: actions(one, theme)
+    return drawn
+
+
+def png(draw: Draw, theme: Theme) -> bytes:
+    """A figure as PNG."""
+    out = io.BytesIO()
+    # The colours of texts are looked up when they are drawn, not when they are made.
+    with _styled(theme):
+        draw(theme).savefig(out, format="png", dpi=_DPI)
+    return out.getvalue()
+
+
+def save_all(drawn: dict[str, Draw], folder: Path, theme: Theme = LIGHT) -> list[Path]:
+    """Write figures as PNG files into a folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draw in drawn.items():
+            path = folder / f"{name}.png"
+            path.write_bytes(png(draw, theme))
+            paths.append(path)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {reason(error)}") from error
+    return paths
+
+
+def _extents(planes: Sequence[Plane], *, common: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Views, each [2] and [2], that hold the bounds and nearly all points, whatever flew away.
+
+    In common they are one square, so that planes of the same kind can be compared.
+    """
+    found = []
+    for plane in planes:
+        margin = 0.06 * (plane.high - plane.low)
+        low, high = (np.quantile(plane.points, q, axis=0) for q in (0.005, 0.995))
+        found.append((np.minimum(low, plane.low) - margin, np.maximum(high, plane.high) + margin))
+    if not common:
+        return found
+    low, high = (fold([extent[i] for extent in found], axis=0) for i, fold in enumerate((np.min, np.max)))
+    centre, half = (low + high) / 2, float(np.max(high - low)) / 2
+    return [(centre - half, centre + half)] * len(found)
+
+
+def _density(axes: Axes, plane: Plane, low: np.ndarray, high: np.ndarray, theme: Theme, square: bool) -> None:
+    points = plane.points
+    cells = int(np.clip(math.sqrt(len(points)) / 2.5, 24, 80))
+    counts, xs, ys = np.histogram2d(
+        points[:, 0], points[:, 1], bins=cells, range=[(low[0], high[0]), (low[1], high[1])]
+    )
+    image = np.ma.masked_equal(counts.T, 0)
+    colors = LinearSegmentedColormap.from_list("density", list(theme.density))
+    axes.pcolormesh(xs, ys, image, cmap=colors, norm=LogNorm(1, max(2.0, float(counts.max()))), rasterized=True)
+    (left, bottom), (width, height) = plane.low, plane.high - plane.low
+    axes.add_patch(Rectangle((left, bottom), width, height, fill=False, color=theme.faint, lw=1))
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    if square:
+        axes.set_aspect("equal")
+    axes.set_title(f"{plane.name}\nvisited {percent(plane.visited)}, evenly {percent(plane.evenness)}", fontsize=9)
+    axes.set_xlabel(plane.x_label, fontsize=8)
+    axes.set_ylabel(plane.y_label, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=False)
+
+
+def _histogram(
+    axes: Axes, values: np.ndarray, edges: np.ndarray, color: str, label: str | None, weights: np.ndarray | None = None
+) -> None:
+    shares = np.full(len(values), 1 / len(values)) if weights is None else weights
+    counts = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges, weights=shares)[0]
+    axes.stairs(counts, edges, fill=True, color=color, alpha=0.3)
+    axes.stairs(counts, edges, color=color, lw=1.3, label=label)
+    if len(values) <= _RUG_UNTIL:
+        axes.plot(values, np.zeros(len(values)), "|", color=color, ms=12, clip_on=False)
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    # Few values leave many bins empty.
+    bins = int(np.clip(2 * math.sqrt(len(values)), 8, _BINS))
+    return np.linspace(low, high, bins + 1)
+
+
+def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(columns * size[0], 5.0), rows * size[1] + 0.5), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+    return figure, axes
+
+
+def _short(one: Study) -> str:
+    return one.description.id.rpartition("/")[2]
+
+
+def _cycle(theme: Theme, count: int) -> list[str]:
+    return [theme.series[index % len(theme.series)] for index in range(count)]
+
+
+def _styled(theme: Theme) -> Any:
+    """The look of all figures, whatever the user's own settings are."""
+    return mpl.rc_context(
+        {
+            **{key: mpl.rcParamsDefault[key] for key in ("font.family", "axes.prop_cycle", "figure.dpi")},
+            "font.size": 10,
+            "figure.facecolor": theme.paper,
+            "savefig.facecolor": theme.paper,
+            "axes.facecolor": theme.paper,
+            "axes.edgecolor": theme.faint,
+            "axes.labelcolor": theme.ink,
+            "axes.titlecolor": theme.ink,
+            "text.color": theme.ink,
+            "xtick.color": theme.ink,
+            "ytick.color": theme.ink,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": theme.faint,
+            "grid.alpha": 0.4,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+        }
+    )
