@@ -17,12 +17,14 @@ from typing import Any
 
 import minari
 import pytest
+from minari.storage import remotes
 from typer.testing import CliRunner
 
 from cli.data import app
 from om2p_data import archive, dataset, sharing
 from om2p_data.errors import UserError
 
+from .test_any_team import Foreign, stock_dataset
 from .test_dataset import CN_EPISODES, CN_ID, HC_EPISODES, HC_ID, assert_same, change_a_value, write
 
 
@@ -277,13 +279,21 @@ def test_a_damaged_download_leaves_what_was_there(shared: Path, other: Path) -> 
     assert_same(dataset.load(CN_ID).episodes, CN_EPISODES)
 
 
-def test_columns_of_others_are_not_trusted(shared: Path, other: Path) -> None:
+class WholeFolders(sharing.FolderStorage):
+    """As other remotes do, it brings whatever lies there."""
+
+    def download_dataset(self, dataset_id: str, path: Path) -> None:
+        shutil.copytree(self._root / dataset_id, path / dataset_id)
+
+
+def test_columns_of_others_are_not_trusted(shared: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write()
     sharing.upload(CN_ID, str(shared))
     shutil.copytree(folder / "flat", shared / CN_ID / "flat")
     rewards = shared / CN_ID / "flat" / "rewards.npy"
     content = rewards.read_bytes()
     rewards.write_bytes(content[:-4] + b"\0\0\x80?")  # one reward becomes 1.0
+    monkeypatch.setitem(remotes._registry, "folder", lambda: WholeFolders)
     sharing.download(CN_ID, str(shared), root=other)
     assert_same(dataset.load(CN_ID, other).episodes, CN_EPISODES)
 
@@ -326,6 +336,21 @@ def test_ids_that_a_remote_does_not_hold(shared: Path) -> None:
     sharing.upload(CN_ID, str(shared))
     with pytest.raises(UserError, match=f"no data set .*medium-replai-v0 at {shared}: did you mean {CN_ID}"):
         sharing.download(CN_ID.replace("replay", "replai"), str(shared))
+
+
+def test_data_sets_of_others_travel_too(root: Path, shared: Path, other: Path) -> None:
+    dataset_id = "lab/twins/hand-v1"
+    stock_dataset(dataset_id, Foreign())
+    expected = dataset.load(dataset_id).episodes
+    path = archive.pack(dataset_id, progress=False)
+    assert path.name == "twins-hand-v1.tar.gz"
+    assert archive.unpack(path, root=other, progress=False) == dataset_id
+    assert_same(dataset.load(dataset_id, other).episodes, expected)
+    sharing.upload(dataset_id, str(shared))
+    shutil.rmtree(root / dataset_id)
+    sharing.download(dataset_id, str(shared))
+    assert_same(dataset.load(dataset_id).episodes, expected)
+    assert not hidden(root)
 
 
 # The command line
