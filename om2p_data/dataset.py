@@ -5,6 +5,7 @@ A data set is complete for stock Minari; `flat/` beside it holds the same data a
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -143,7 +144,8 @@ def _write(
     content = metadata.build(parsed, episodes, environment, policies, collection, tier_sources)
     try:
         make_namespaces(datasets_root(root), parsed)
-        _check_space(folder, episodes)
+        raw = sum(array.nbytes for array in episodes.arrays().values())
+        _check_space(parsed, root, raw, episodes.num_episodes)
         with replacing(folder) as partial:
             data = partial / "data"
             data.mkdir()
@@ -162,11 +164,24 @@ def _write(
     return folder
 
 
-def ensure_free(dataset_id: str, overwrite: bool = False, root: str | os.PathLike[str] | None = None) -> None:
+def ensure_free(
+    dataset_id: str,
+    overwrite: bool = False,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    expected: hdf5.Layout | None = None,
+) -> None:
     """Find out before a long collection whether its data set can be written.
 
+    Args:
+        dataset_id: of the data set.
+        overwrite: whether one of that id may be replaced.
+        root: folder of all data sets; by default Minari's.
+        expected: how much will come, where that is known.
+
     Raises:
-        UserError: malformed id, a data set of that id (without `overwrite`), or a folder that cannot be written.
+        UserError: malformed id, a data set of that id (without `overwrite`), a folder that cannot be written, or too
+            little space.
     """
     parsed = parse_id(dataset_id)
     folder = datasets_root(root) / dataset_id
@@ -174,9 +189,13 @@ def ensure_free(dataset_id: str, overwrite: bool = False, root: str | os.PathLik
     if folder.exists() and not overwrite:
         free = parsed._replace(version=parsed.version + 1)
         raise UserError(f"data set {dataset_id} exists already in {datasets_root(root)}: overwrite it or write {free}")
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    there = _existing(folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {dataset_id}: {there} is not a folder that you may write to")
+    if expected is not None:
+        forms = expected.forms().values()
+        raw = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in forms)
+        _check_space(parsed, root, raw, expected.num_episodes)
 
 
 def load(dataset_id: str, root: str | os.PathLike[str] | None = None) -> Dataset:
@@ -279,15 +298,20 @@ def _check_fit(episodes: Episodes, environment: EnvironmentCard, policies: Seque
             )
 
 
-def _check_space(folder: Path, episodes: Episodes) -> None:
-    raw = sum(array.nbytes for array in episodes.arrays().values())
-    needed = 2 * raw + _HDF5_BYTES_PER_EPISODE * episodes.num_episodes  # the HDF5 file and the columns
-    free = shutil.disk_usage(folder.parent).free
+def _check_space(parsed: DatasetId, root: str | os.PathLike[str] | None, raw: int, episodes: int) -> None:
+    place = _existing(datasets_root(root) / str(parsed))
+    needed = 2 * raw + _HDF5_BYTES_PER_EPISODE * episodes  # the HDF5 file and the columns
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"not enough space for {folder.name} in {folder.parent}: it takes about {needed / 1e6:.0f} MB, "
+            f"not enough space for {parsed} in {datasets_root(root)}: it takes about {needed / 1e6:.0f} MB, "
             f"{free / 1e6:.0f} MB are free"
         )
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that is there."""
+    return next(parent for parent in folder.absolute().parents if parent.exists())
 
 
 def _restore(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from om2p_data import dataset, tiers
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
+from om2p_data.hdf5 import Layout
 from om2p_data.provenance import commit
 from om2p_data.spec import EnvironmentCard
 from om2p_data.tiers import Collected, DataRecipe, Tier
@@ -53,7 +54,8 @@ def generate(
             before anything is collected.
     """
     dataset_id = f"om2p/{task.name}/{tier.value}-v{version}"
-    dataset.ensure_free(dataset_id, overwrite, root)
+    environment = EnvironmentCard.of(task)
+    dataset.ensure_free(dataset_id, overwrite, root, expected=_expected(environment, tier, transitions))
     collected = tiers.collect(
         task,
         tier,
@@ -78,7 +80,7 @@ def generate(
     folder = dataset.write(
         dataset_id,
         collected.episodes,
-        environment=EnvironmentCard.of(task),
+        environment=environment,
         policies=collected.policies,
         collection=collection,
         overwrite=overwrite,
@@ -86,3 +88,12 @@ def generate(
         progress=progress,
     )
     return Generated(dataset_id, folder, collected)
+
+
+def _expected(environment: EnvironmentCard, tier: Tier, transitions: int | None) -> Layout | None:
+    """How much is about to be written; nobody knows when a replay memory reaches its level."""
+    if transitions is None and tier is Tier.MEDIUM_REPLAY:
+        return None
+    wanted = tiers.DEFAULT_TRANSITIONS if transitions is None else transitions
+    assert environment.horizon is not None
+    return Layout(environment.spec, (), -(-wanted // environment.horizon), wanted, agents_end_together=True)
