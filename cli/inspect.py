@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
     app.command("show")(show)
     app.command("plot")(plot)
+    app.command("render")(render)
 
 
 def show(
@@ -64,3 +65,29 @@ def plot(
     found = [statistics.study(dataset_id, root) for dataset_id in dataset_ids]
     for path in figures.save_all(figures.plan(found), out, figures.DARK if dark else figures.LIGHT):
         print(path)
+
+
+def render(
+    dataset_id: Annotated[str, typer.Argument(metavar="ID", help="Data set id.")],
+    episodes: Annotated[
+        str, typer.Option(help="Which, separated by commas: numbers from 0 on, best, worst, median.")
+    ] = "best,median,worst",
+    out: Annotated[Path, typer.Option(help="GIF or MP4 to write.")] = Path("episodes.gif"),
+    every: Annotated[
+        int | None, typer.Option(help="Draw each so many-th step. Default: at most 250 pictures an episode.", min=1)
+    ] = None,
+    fps: Annotated[int, typer.Option(help="Pictures a second.", min=1, max=60)] = 10,
+    root: Root = None,
+) -> None:
+    """Draw episodes from the data: the worlds show the recorded states, nothing is played again."""
+    from om2p_data import dataset
+    from om2p_data.inspect import film
+    from om2p_data.inspect.pictures import writer_of
+
+    write = writer_of(out)
+    data = dataset.load(dataset_id, root)
+    chosen = film.choose(episodes, data)
+    frames = film.draw(data, chosen, every)
+    write(frames, out, fps)
+    returns = ", ".join(f"{choice.name} {data.episodes.team_returns[choice.index]:.1f}" for choice in chosen)
+    print(f"wrote {out}: {len(frames)} pictures, returns: {returns}")

@@ -105,8 +105,13 @@ class VectorEnv(abc.ABC):
         """Picture of copy `index`, uint8 [height, width, 3]."""
 
     @abc.abstractmethod
-    def film(self, states: np.ndarray) -> Iterator[np.ndarray]:
-        """Pictures of recorded global states of one episode, [T, S], each drawn when asked for; nothing moves."""
+    def film(self, states: np.ndarray, every: int = 1) -> Iterator[np.ndarray]:
+        """Pictures of recorded global states of one episode, [T, S], each drawn when asked for; nothing moves.
+
+        Args:
+            states: all of them, in order.
+            every: only each so many-th is drawn, from the first on.
+        """
 
     def close(self) -> None:  # noqa: B027 (most worlds hold nothing)
         """Release what the world holds (a renderer)."""

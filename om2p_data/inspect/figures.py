@@ -111,9 +111,7 @@ def order(found: Sequence[Study], theme: Theme = LIGHT) -> Figure:
             axes.set_ylabel("team return")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.margins(x=0.01)
-        panels[-1].set_xlabel(
-            "episode in the order of collection (line: mean of a fiftieth of them; dotted: of all)"
-        )
+        panels[-1].set_xlabel("episode in the order of collection (line: mean of a fiftieth of them; dotted: of all)")
         return figure
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
 from om2p_data.envs import parallel_env
-from om2p_data.errors import UserError
+from om2p_data.errors import UserError, unknown
 
 FRAMES_PER_SECOND = 10
 
@@ -59,12 +60,44 @@ def save_gif(frames: list[np.ndarray], path: Path, fps: int = FRAMES_PER_SECOND)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def writer_of(path: Path) -> Callable[[list[np.ndarray], Path, int], None]:
+    """What writes pictures to a file of that name, `(frames, path, frames per second)`.
+
+    Raises:
+        UserError: the name ends neither in .gif nor in .mp4, or there is nothing to write MP4 with.
+    """
+    writers = {".gif": save_gif, ".mp4": save_mp4}
+    try:
+        found = writers[path.suffix.lower()]
+    except KeyError:
+        raise unknown("picture format", path.suffix, writers) from None
+    if found is save_mp4:
+        _ffmpeg()
+    return found
+
+
 def save_mp4(frames: list[np.ndarray], path: Path, fps: int = FRAMES_PER_SECOND) -> None:
     """Write pictures as an H.264 video, which needs ffmpeg.
 
     Raises:
         UserError: there is no ffmpeg, or the file cannot be written.
     """
+    ffmpeg = _ffmpeg()
+    height, width = frames[0].shape[:2]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()  # a folder that cannot be written is said in one line here, by ffmpeg in many
+        # Even sizes are all that the usual colour format asks for.
+        writer = ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error")
+        writer.send(None)
+        for frame in frames:
+            writer.send(np.ascontiguousarray(frame))
+        writer.close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _ffmpeg() -> ModuleType:
     try:
         import imageio_ffmpeg
 
@@ -73,21 +106,7 @@ def save_mp4(frames: list[np.ndarray], path: Path, fps: int = FRAMES_PER_SECOND)
         raise UserError(
             "MP4 needs ffmpeg, which pip install imageio-ffmpeg brings; GIF needs nothing: end the name in .gif"
         ) from None
-    height, width = frames[0].shape[:2]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The encoder takes whole blocks of pixels; sizes of 2 are what every player shows.
-        writer = imageio_ffmpeg.write_frames(
-            str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
-        if not path.exists():  # ffmpeg says why on its own, and the writer takes it for an end
-            raise OSError("ffmpeg wrote nothing")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return imageio_ffmpeg
 
 
 def _picture(frame: np.ndarray | None) -> np.ndarray:

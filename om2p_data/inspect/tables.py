@@ -154,7 +154,8 @@ def _facts(one: Description, verified: bool | None) -> Table:
     ]
     kinds = {(agent.obs_dim, len(agent.actions), agent.discrete) for agent in one.agents}
     if len(kinds) == 1:
-        what = "choices" if first.discrete else "action components"
+        one_or_many = "" if len(first.actions) == 1 else "s"
+        what = "choices" if first.discrete else f"action component{one_or_many}"
         rows.insert(4, ("each sees, does", f"{first.obs_dim} numbers, {len(first.actions)} {what}"))
     return Table(one.id, (), tuple(rows), text_columns=2)
 

@@ -130,7 +130,7 @@ class Clockwork(VectorEnv):
     def render(self, index: int = 0) -> np.ndarray:
         raise NotImplementedError
 
-    def film(self, states: np.ndarray) -> Iterator[np.ndarray]:
+    def film(self, states: np.ndarray, every: int = 1) -> Iterator[np.ndarray]:
         raise NotImplementedError
 
     def _obs(self) -> np.ndarray:

@@ -76,15 +76,19 @@ class Body(abc.ABC):
         """Copies whose episode is over, bool [E]."""
         return np.zeros(len(self.simulation.qpos), dtype=bool)
 
+    @property
+    def velocities_entry(self) -> int:
+        """Where the state's velocities begin; the first is the forward speed (m/s)."""
+        return self.model.nq - self._ROOT
+
     def joints(self) -> list[Joint]:
         """The body's limited hinges."""
         model = self.model
-        velocities = model.nq - self._ROOT  # where the state's velocities begin; the first is the forward speed (m/s)
         return [
             Joint(
                 model.joint(index).name,
                 int(model.jnt_qposadr[index]) - self._ROOT,
-                velocities + int(model.jnt_dofadr[index]),
+                self.velocities_entry + int(model.jnt_dofadr[index]),
                 *map(float, model.jnt_range[index]),
             )
             for index in range(model.njnt)
@@ -96,16 +100,15 @@ class Body(abc.ABC):
 
         Velocities are summed up, each step at the mean of its two ends.
         """
-        velocities = self.model.nq - self._ROOT
-        speed = states[:, velocities : velocities + self._ROOT].astype(np.float64)
+        speed = states[:, self.velocities_entry :][:, : self._ROOT].astype(np.float64)
         moved = (speed[1:] + speed[:-1]) / 2 * (self.model.opt.timestep * self._PHYSICS_STEPS)
         return np.concatenate((np.zeros((1, self._ROOT)), np.cumsum(moved, axis=0)))
 
-    def recorded(self, states: np.ndarray) -> Iterator[mujoco.MjData]:
-        """Recorded states [T, S] of one episode as MuJoCo data, for pictures."""
-        positions, velocities = self.model.nq - self._ROOT, self.model.nv
-        for state, place in zip(states, self.places(states), strict=True):
-            yield self._data(np.concatenate((place, state[:positions])), state[positions : positions + velocities])
+    def recorded(self, states: np.ndarray, every: int = 1) -> Iterator[mujoco.MjData]:
+        """Each `every`-th of the recorded states [T, S] of one episode as MuJoCo data, for pictures."""
+        split = self.velocities_entry
+        for state, place in zip(states[::every], self.places(states)[::every], strict=True):
+            yield self._data(np.concatenate((place, state[:split])), state[split : split + self.model.nv])
 
     def drawable(self, index: int) -> mujoco.MjData:
         """Copy `index` as MuJoCo data of its own, for a picture."""

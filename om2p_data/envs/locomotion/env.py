@@ -135,12 +135,17 @@ class LocomotionEnv(VectorEnv):
             raise UserError(f"index must be 0 to {self.num_envs - 1}, not {index}")
         return self._picture(self._team.body.drawable(index))
 
-    def film(self, states: np.ndarray) -> Iterator[np.ndarray]:
-        return map(self._picture, self._team.body.recorded(states))
+    def film(self, states: np.ndarray, every: int = 1) -> Iterator[np.ndarray]:
+        return map(self._picture, self._team.body.recorded(states, every))
 
     def joints(self) -> list[Joint]:
         """The body's limited hinges, and where the state holds them."""
         return self._team.body.joints()
+
+    @property
+    def forward_speed_entry(self) -> int:
+        """Where the state holds the forward speed (m/s)."""
+        return self._team.body.velocities_entry
 
     def close(self) -> None:
         """Release the renderer. The threads end with the object."""

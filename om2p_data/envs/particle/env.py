@@ -123,9 +123,9 @@ class ParticleEnv(VectorEnv):
     def render(self, index: int = 0) -> np.ndarray:
         return draw(self._scenario, self._pos[index], self._vel[index], self._landmarks[index])
 
-    def film(self, states: np.ndarray) -> Iterator[np.ndarray]:
+    def film(self, states: np.ndarray, every: int = 1) -> Iterator[np.ndarray]:
         bodies = len(self._scenario.SIZES)
-        for state in states:
+        for state in states[::every]:
             points = state.reshape(-1, 2)  # positions, velocities, landmarks: as in `state`
             yield draw(self._scenario, points[:bodies], points[bodies : 2 * bodies], points[2 * bodies :])
 
