@@ -128,6 +128,7 @@ def written_vault(seed: int, discrete: bool) -> dict[str, np.ndarray]:
 def test_vaults_of_flashbax(uid: str, seed: int, discrete: bool, vaults: Path) -> None:
     pytest.importorskip("tensorstore")
     made = exchange.import_data(Format.VAULT, vaults / uid, NEW, progress=False)
+    assert made.notes[0] == "4 episodes found: 4 marked by a flag"  # nothing behind the last written step
     expected, found = written_vault(seed, discrete), dataset.load(NEW).episodes
     assert found.lengths.tolist() == [7, 11, 5, 8]
     assert found.team_terminated.nonzero()[0].tolist() == [6, 22]

@@ -115,6 +115,11 @@ def test_the_draw_is_random_and_the_seed_s(sources: dict[str, Episodes]) -> None
     first = draw(0)
     assert draw(0) == first == sorted(first)
     assert draw(1) != first
+    twin = store(MIX.replace("v0", "v1"), cn_episodes([25] * 40, seed=3), ["late"])
+    shares = {MEDIUM: 0.5, MIX.replace("v0", "v1"): 0.5}
+    mixed = mixing.mix(MIX, shares, transitions=500, overwrite=True, progress=False)
+    both = origin(mixed.episodes, sources | {MIX.replace("v0", "v1"): twin})
+    assert [index for _, index in both[:10]] != [index for _, index in both[10:]]  # each source has its own stream
     lengths = np.array([10, 30] * 20)
     draws = [mixing._draw(lengths, 200, np.random.default_rng(seed)) for seed in range(2_000)]
     for index in draws:

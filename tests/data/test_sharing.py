@@ -69,6 +69,7 @@ def test_an_archive_carries_a_data_set(dataset_id: str, episodes, other: Path, m
 def test_an_archive_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     write()
     first = archive.pack(CN_ID, progress=False).read_bytes()
+    assert first[4:8] == bytes(4)  # gzip's time stamp
     copied = archive.pack(CN_ID, tmp_path / "new" / "elsewhere.tar.gz", progress=False)
     assert copied.read_bytes() == first
     assert not hidden(copied.parent)

@@ -63,6 +63,9 @@ def test_single_steps_without_a_final_observation_vanish() -> None:
     assert found.lengths.tolist() == [2, 1]
     assert found.rewards[:, 0].tolist() == [1, 2, 5]
     assert found.team_truncated.tolist() == [False, True, True]
+    kept = cut(flat([3, 1], dones=[2], with_next=False), horizon=None, every=None, dones=Dones.TERMINATION).episodes
+    assert kept.terminated[:, 0].tolist() == [False, False, True]
+    assert not kept.truncated.any()  # what vanished leaves no mark on the episode before it
     with pytest.raises(UserError, match="no episode is left"):
         cut(flat([1, 1], dones=[0, 1], with_next=False), horizon=None, every=None, dones=Dones.LIMIT)
 
