@@ -182,7 +182,8 @@ def test_critic_finds_the_value_of_a_constant_reward(end: str, value: float) -> 
     for _ in range(400):
         rewards = np.ones((4, 3), np.float32)
         memory.add(random(3, 1), random(1), random(3, 1), rewards, random(3, 1), random(1), **flags)
-    learner = TD3(PROBE, **(SETTINGS | {"reward_scale": 1.0, "saturation_cost": 0.0}))
+    settings: dict[str, Any] = SETTINGS | {"reward_scale": 1.0, "saturation_cost": 0.0}
+    learner = TD3(PROBE, **settings)
     for _ in range(300):
         learner.update(memory.sample(rng, 64, 3, 0.5))
     batch = memory.sample(rng, 200, 1, 0.5)
