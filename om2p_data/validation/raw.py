@@ -172,7 +172,7 @@ class RawFile:
             paths: list[str] = []
 
             def visit(path: str, item: object, paths: list[str] = paths) -> None:
-                if isinstance(item, h5py.Dataset):
+                if isinstance(item, h5py.Dataset) and isinstance(path, str):
                     paths.append(path)
 
             try:
