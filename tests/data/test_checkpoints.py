@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from om2p_data import checkpoints
+from om2p_data import checkpoints, storage
 from om2p_data.errors import UserError
 
 
@@ -133,12 +133,15 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "checkpoint.safetensors"
     checkpoints.save(path, {"a": torch.zeros(4)})
 
-    def full(tensors: object, file: Path, metadata: object) -> None:
-        del tensors, metadata
-        file.write_bytes(b"half")
+    def full(file: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(storage, "sync", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(path, {"a": torch.ones(4)})
     assert checkpoints.load(path)["a"].tolist() == [0, 0, 0, 0]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        checkpoints.save(tmp_path / "missing" / "checkpoint.safetensors", {"a": torch.zeros(4)})
