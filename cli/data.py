@@ -110,11 +110,14 @@ def train_behavior(
     from om2p_data.envs import find
     from om2p_data.errors import UserError, unknown
     from om2p_data.recipe import parse_overrides
+    from om2p_data.storage import ensure_writable, reason
 
     if until not in LEVELS:
         raise unknown("level", until, LEVELS)
     task = find(env)
     config = tiers.load_recipe(task, recipe, parse_overrides(set_ or [])).behavior
+    if out is not None:
+        ensure_writable(out)
     folder = training.train(task, config, seed, until=until, progress=not quiet)
     for level in LEVELS[: LEVELS.index(until) + 1]:
         card = training.obtain(task, level, config, seed, fresh=True).card
@@ -122,10 +125,9 @@ def train_behavior(
         print(f"after {card['updates']:,} updates, {card['env_steps']:,} steps, {card['seconds']:.0f} s")
         if out is not None:
             try:
-                out.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / f"{level}.safetensors", out / f"{level}.safetensors")
             except OSError as error:
-                raise UserError(f"cannot write {out}: {error.strerror}") from error
+                raise UserError(f"cannot write to {out}: {reason(error)}") from error
     print(f"in {out or folder}")
 
 

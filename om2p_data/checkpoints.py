@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from om2p_data.errors import UserError
@@ -26,7 +26,9 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _take_out(state, "", tensors)
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"state": json.dumps(skeleton)}))
+    # Not safetensors' own file writer: where the disk is full it raises no OSError.
+    content = to_bytes(tensors, metadata={"state": json.dumps(skeleton)})
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load(path: Path) -> dict[str, Any]:

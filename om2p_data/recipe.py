@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -123,9 +123,7 @@ def _keys(model: type[BaseModel], prefix: str) -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         path = f"{prefix}.{name}" if prefix else name
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += _keys(nested, path)
-        else:
-            keys.append(path)
+        choices = (field.annotation, *get_args(field.annotation))  # a table, or one that may be left out
+        tables = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        keys += [key for table in tables for key in _keys(table, path)] or [path]
     return keys

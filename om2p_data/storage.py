@@ -144,6 +144,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary.replace(path)
 
 
+def ensure_writable(folder: Path) -> None:
+    """Find out before a long run whether its results can be written to a folder, which is made if there is none.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {reason(error)}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: it is not a folder that you may write to")
+
+
 def sync(file: IO) -> None:
     """Make sure that what was written to an open file is on the disk."""
     file.flush()

@@ -125,6 +125,7 @@ class Outer(Record):
     name: str = ""
     on: bool = False
     inner: Inner = Inner()
+    spare: Inner | None = None
 
 
 def test_later_layers_win_key_by_key() -> None:
@@ -168,6 +169,7 @@ def test_values_of_the_right_type_are_taken() -> None:
         ({"rate": 1, "inner": 5}, "recipe x: inner = 5 is wrong"),
         ({"rate": {"a": 1}}, "recipe x: rate is wrong: Input should be a valid number"),
         ({"rate": 1, "inner": {"sise": 5}}, "recipe x: unknown key 'inner.sise': did you mean 'inner.size'"),
+        ({"rate": 1, "spare": {"sise": 5}}, "recipe x: unknown key 'spare.sise': did you mean 'spare.size'"),
         ({"rate": 1, "rates": 5}, "recipe x: unknown key 'rates': did you mean 'rate' or 'name'? valid: rate, "),
     ],
 )

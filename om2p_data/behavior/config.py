@@ -23,6 +23,12 @@ class Levels(Record):
     medium: float = Field(gt=0)
     expert: float = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Levels:
+        if self.expert <= self.medium:
+            raise ValueError(f"expert = {self.expert} must be above medium = {self.medium}")
+        return self
+
     def window(self, level: str) -> tuple[float, float]:
         """Lowest and highest mean return that counts as that level."""
         low, high = _WINDOWS[level]

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from om2p_data.envs.registry import Task
@@ -115,7 +115,7 @@ class TeamActor(nn.Module):
             "hash": actor.content_hash(),
         }
         weights = {name: weight.half() for name, weight in actor.state_dict().items()}
-        save_file(weights, path, metadata={"card": json.dumps(card, sort_keys=True)})
+        path.write_bytes(save(weights, metadata={"card": json.dumps(card, sort_keys=True)}))
 
 
 def between(first: TeamActor, second: TeamActor, share: float) -> TeamActor:

@@ -32,7 +32,7 @@ from om2p_data.envs.registry import Task
 from om2p_data.errors import UserError
 from om2p_data.recipe import Record
 from om2p_data.rollout import team_returns
-from om2p_data.storage import write_whole
+from om2p_data.storage import ensure_writable, reason, write_whole
 
 _TOLERANCE = 0.15
 _BISECTIONS = 10
@@ -77,10 +77,14 @@ def train_prey(task: Task, config: PreyConfig, seed: int, path: Path, *, progres
         Its card: return of random predators, steps, seconds, recipe.
 
     Raises:
-        UserError: the task has no prey, or random predators never fell to the published return.
+        UserError: the task has no prey, random predators never fell to the published return, or the file cannot be
+            written, which is found out first where it can be.
     """
     if not SCENARIOS[task.scenario].HAS_PREY:
         raise UserError(f"{task.name} has no prey: valid: predator-prey, world")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder, name a file")
+    ensure_writable(path.parent)
     started = time.perf_counter()
     aim = task.reference_random
     before: TeamActor | None = None
@@ -110,7 +114,10 @@ def train_prey(task: Task, config: PreyConfig, seed: int, path: Path, *, progres
         "om2p": metadata.version("om2p"),
         "torch": torch.__version__,
     }
-    write_whole(path, lambda temporary: prey.save(temporary, facts))
+    try:
+        write_whole(path, lambda temporary: prey.save(temporary, facts))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
     return facts | {"identity": prey.identity}
 
 

@@ -304,7 +304,7 @@ def test_stock_minari_loads_every_tier(
     for e, episode in enumerate(stock):
         assert episode.rewards.sum() == pytest.approx(episodes.team_returns[e], rel=1e-5)
         np.testing.assert_array_equal(episode.observations["agent_2"][-1], episodes.obs[e * 26 + 25, 2])
-    assert len(stock.sample_episodes(3)) == 3
+    assert len(list(stock.sample_episodes(3))) == 3
 
     loaded = dataset.load(made.dataset_id)
     again = tiers.collect(CN, tier, tiny, transitions=500, seed=0, progress=False)

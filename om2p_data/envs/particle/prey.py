@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numba import njit, prange
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from om2p_data.envs.particle.physics import BATCH_KERNEL
 from om2p_data.errors import UserError
@@ -89,13 +89,13 @@ class NetworkPrey:
         if obs.shape[1] != len(self._arrays[0]):  # the compiled loop would read beyond them
             raise UserError(f"prey {self.identity} sees {len(self._arrays[0])} numbers, not {obs.shape[1]}")
         actions = np.empty((len(obs), 2), np.float32)
-        _forward(np.asarray(obs, np.float32), *self._arrays, actions)
+        _forward(np.asarray(obs, np.float32), *self._arrays, actions)  # pyright: ignore[reportCallIssue]
         return actions
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write the weights and `facts` (JSON values: how it was trained, what was measured) to a safetensors file."""
         card = facts | {"identity": self.identity}
-        save_file(self._weights, path, metadata={"card": json.dumps(card, sort_keys=True)})
+        path.write_bytes(save(self._weights, metadata={"card": json.dumps(card, sort_keys=True)}))
 
 
 def load_prey(path: Path, name: str) -> tuple[NetworkPrey, dict[str, Any]]:
