@@ -173,9 +173,10 @@ def header(folder: Path, metadata: Mapping[str, Any]) -> Header:
         multi_agent = metadata["multi_agent"]
         if not metadata["behaviour_policies"]:
             raise ValueError("behaviour_policies is empty")
+        agents = multi_agent["agents"]
         state_dim = None if multi_agent["state"] is None else multi_agent["state_dim"]
         return Header(
-            environment=environment(metadata, multi_agent["agents"], state_dim, multi_agent["horizon"]),
+            environment=environment(metadata, agents, state_dim, multi_agent["horizon"]),
             policies=tuple(BehaviorPolicy(**policy) for policy in metadata["behaviour_policies"]),
             num_episodes=_count(metadata, "total_episodes"),
             num_transitions=_count(metadata, "total_steps"),
