@@ -9,6 +9,7 @@ import typer
 
 from .common import Root
 
+Verify = Annotated[bool, typer.Option("--verify", help="Compute the content hash of the data anew.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Data set ids.")]
 
 
@@ -17,12 +18,13 @@ def register(app: typer.Typer) -> None:
     app.command("show")(show)
     app.command("plot")(plot)
     app.command("render")(render)
+    app.command("report")(report)
 
 
 def show(
     dataset_ids: Ids,
     json_: Annotated[bool, typer.Option("--json", help="All of it for machines.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Compute the content hash of the data anew.")] = False,
+    verify: Verify = False,
     root: Root = None,
 ) -> None:
     """Show what data sets hold: returns, agents, behaviour policies, coverage, provenance.
@@ -91,3 +93,18 @@ def render(
     write(frames, out, fps)
     returns = ", ".join(f"{choice.name} {data.episodes.team_returns[choice.index]:.1f}" for choice in chosen)
     print(f"wrote {out}: {len(frames)} pictures, returns: {returns}")
+
+
+def report(
+    dataset_ids: Ids,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    verify: Verify = False,
+    root: Root = None,
+) -> None:
+    """Write one HTML page about data sets, figures included; of several, a comparison comes first."""
+    from om2p_data.inspect import report as page
+    from om2p_data.inspect import statistics
+
+    found = [statistics.study(dataset_id, root) for dataset_id in dataset_ids]
+    page.write(found, out, [statistics.verify(one) if verify else None for one in found])
+    print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -64,7 +64,7 @@ def comparison(found: Sequence[Description]) -> Table:
         )
     header = ("data set", "transitions", "episodes", "length", "return", "published", "score", "action entropy")
     header += ("visited", "evenly", "dimension", "MB")
-    return Table("Comparison", header, tuple(rows), "Means over agents and planes; the columns are explained below.")
+    return Table("Comparison", header, tuple(rows), "means over agents and planes; the columns are explained below")
 
 
 def card(one: Description, verified: bool | None = None) -> list[Table]:
