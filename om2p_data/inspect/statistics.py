@@ -228,7 +228,9 @@ def _agents(data: Dataset) -> tuple[AgentFigures, ...]:
         present = 1.0
         if absent is not None:
             here = ~absent[:, index]
-            present, actions, obs = float(here.mean()), actions[here], obs[episodes.obs_index[here]]
+            present, actions = float(here.mean()), actions[here]
+            # What an agent saw first, and what each of its steps led to.
+            obs = obs[np.concatenate((episodes.episode_start, episodes.obs_index[here] + 1))]
         components, entropy = _actions(spec, index, actions)
         low, high = obs.min(axis=0), obs.max(axis=0)
         found.append(
