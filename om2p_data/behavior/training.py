@@ -176,6 +176,7 @@ class _Training:
         with self._bar(progress) as bar:
             while pending:
                 if run.env_steps >= config.max_steps:
+                    self._save()
                     raise UserError(self._gave_up(pending[0]))
                 run.advance()
                 returns = self._evaluate(run.actor, config.evaluation_episodes)
