@@ -17,28 +17,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import RESULTS, print_table, write_results
+from minari import cli as minari_cli
+from typer.testing import CliRunner
 
 from om2p_data import dataset, repair
 from om2p_data.validation import Severity, validate
 
 TASK, TIER = "cooperative-navigation", "medium"
 DATASET = f"om2p/{TASK}/{TIER}-v0"
-SETTINGS = {  # a training that takes seconds, a rollout and a file that take about as long
+SETTINGS = {  # a training that takes seconds, and a rollout that takes about as long as the file
+    "behavior.num_envs": 32,
     "behavior.hidden": "[32, 32]",
-    "behavior.evaluation_episodes": 200,
-    "behavior.judging_episodes": 200,
-    "behavior.levels.medium": 180.0,
-    "collection.num_envs": 20,
+    "behavior.evaluation_episodes": 100,
+    "behavior.judging_episodes": 100,
+    "behavior.levels.medium": 105.0,
+    "behavior.td3.warmup_steps": 1_600,
+    "behavior.td3.batch_size": 128,
+    "collection.num_envs": 10,
 }
-TRANSITIONS = 150_000
-SECONDS_BETWEEN_CHECKPOINTS = 0.5
+TRANSITIONS = 60_000
+SECONDS_BETWEEN_CHECKPOINTS = 0.2
 _POLL_SECONDS = 0.002
 
 
@@ -55,8 +60,7 @@ class Place:
     """A folder of its own for behaviour runs and data sets, and the command that fills it."""
 
     folder: Path
-    settings: dict[str, Any]
-    transitions: int
+    transitions: int = TRANSITIONS
 
     @property
     def root(self) -> Path:
@@ -72,7 +76,7 @@ class Place:
 
     def arguments(self) -> list[str]:
         """What follows `om2p-data`."""
-        changes = [part for key, value in self.settings.items() for part in ("--set", f"{key}={value}")]
+        changes = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
         size = ["--transitions", str(self.transitions)]
         return [
             "generate",
@@ -113,20 +117,15 @@ class Place:
             return Phase.ROLLOUT
         return Phase.TRAINING if runs else None
 
-    def has_checkpoint(self) -> bool:
-        """Whether there is a training to go on with."""
-        return any(self.home.glob("behavior/*/*/checkpoint.safetensors"))
+    def checkpoint(self) -> int | None:
+        """When the training that can go on was saved (ns), None where there is none."""
+        return next((path.stat().st_mtime_ns for path in self.home.glob("behavior/*/*/checkpoint.safetensors")), None)
 
-    def kill_in(self, phase: Phase, delay: float) -> bool:
-        """Start the command and kill it `delay` seconds after it entered a phase; False if it was over by then."""
+    def kill_when(self, reached: Callable[[], bool], delay: float) -> bool:
+        """Start the command and kill it `delay` seconds after a moment; False if it was over by then."""
         process = self.start()
         try:
-            # A phase may already be over when the command is given again.
-            order = list(Phase)
-            while process.poll() is None:
-                now = self.phase()
-                if now is not None and order.index(now) >= order.index(phase):
-                    break
+            while process.poll() is None and not reached():
                 time.sleep(_POLL_SECONDS)
             time.sleep(delay)
             alive = process.poll() is None
@@ -134,6 +133,12 @@ class Place:
             process.send_signal(signal.SIGKILL)
             process.wait()
         return alive
+
+    def kill_in(self, phase: Phase, delay: float) -> bool:
+        """As `kill_when`, after the beginning of a phase."""
+        # A command that is given again may find a phase done, and then begins with a later one.
+        later = list(Phase)[list(Phase).index(phase) :]
+        return self.kill_when(lambda: self.phase() in later, delay)
 
     def run(self) -> dict[Phase, float]:
         """The command from start to end; seconds of every phase."""
@@ -160,14 +165,10 @@ class Place:
             AssertionError: a data set with errors, or a listing that does not work.
         """
         listed = [summary.id for summary in dataset.list_datasets(self.root)]
-        stock = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "minari.cli", "list", "local"],
-            env=os.environ | {"MINARI_DATASETS_PATH": str(self.root), "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-        )
-        assert stock.returncode == 0, stock.stderr
-        assert (DATASET in stock.stdout) == (DATASET in listed) == self.final.exists()
+        environment = {"MINARI_DATASETS_PATH": str(self.root), "COLUMNS": "200"}
+        stock = CliRunner().invoke(minari_cli.app, ["list", "local"], env=environment)
+        assert stock.exit_code == 0, stock.output
+        assert (DATASET in stock.output) == (DATASET in listed) == self.final.exists()
         if not listed:
             return "nothing"
         errors = [finding for finding in validate(DATASET, self.root, full=True) if finding.severity is Severity.ERROR]
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "interruptions.json", help="result file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        reference = Place(Path(folder, "reference"), SETTINGS, TRANSITIONS)
+        reference = Place(Path(folder, "reference"))
         reference.run()  # compiles the worlds
         shutil.rmtree(reference.folder)
         seconds = reference.run()
@@ -214,12 +215,12 @@ def measure(
     while len(rows) < kills:
         phase = list(Phase)[len(rows) % len(Phase)]
         delay = float(rng.uniform(0.0, seconds[phase]))
-        place = Place(folder / f"kill{len(rows)}", SETTINGS, TRANSITIONS)
+        place = Place(folder / f"kill{len(rows)}")
         killed = place.kill_in(phase, delay)
         if killed:
             found = place.check_library()
             left = place.left()
-            checkpoint = place.has_checkpoint()
+            checkpoint = place.checkpoint() is not None
             with_repair = len(rows) % 2 == 1
             if with_repair:
                 repair.repair(root=place.root)

@@ -35,14 +35,15 @@ from om2p_data.storage import (
     sync_folder,
     write_whole,
 )
+from om2p_data.validation import LEFTOVERS, stored_ids
 from om2p_data.validation import facts as facts_of
-from om2p_data.validation import stored_ids
 from om2p_data.validation.facts import METADATA, Facts
 from om2p_data.validation.findings import Report
 from om2p_data.validation.raw import RawFile
 
 QUARANTINE = ".quarantine"
-_PARTIAL, _REPLACED = ".partial", ".replaced"
+_PARTIAL, _REPLACED = LEFTOVERS
+_COLLECTING = ".collecting"
 _QUIET_SECONDS = 10.0  # a set that changed more recently may be at work: Minari locks its file only now and then
 _PLAIN_KEYS = (  # of Minari's metadata, those that stay true when episodes were lost
     "env_spec",
@@ -142,6 +143,10 @@ class _Repairs:
         for folder, names, files in os.walk(self._root):
             hidden = [Path(folder, name) for name in (*names, *files) if name.startswith(".")]
             names[:] = [name for name in names if not name.startswith(".")]
+            for path in sorted(hidden):
+                if path.name.endswith(_COLLECTING) and dataset_id is None:
+                    why = "an interrupted collection, which goes on when its command is given again"
+                    self._act(Verb.LEAVE, str(path.relative_to(self._root)), why)
             # Replaced ones first: what they bring back may lie beside a half-written successor.
             for suffix in (_REPLACED, _PARTIAL):
                 for path in sorted(hidden):

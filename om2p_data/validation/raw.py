@@ -111,7 +111,9 @@ class RawFile:
         self._types: defaultdict[str, _Types] = defaultdict(_Types)
         try:
             # Names that are no text come as bytes.
-            self.names = [name if isinstance(name, str) else name.decode(errors="replace") for name in self._file]
+            self.names = [
+                name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in self._file
+            ]
         except UNREADABLE as error:
             self._file.close()
             raise OSError(reason(error)) from error

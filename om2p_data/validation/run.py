@@ -24,6 +24,7 @@ from om2p_data.validation.raw import Block, Leaf, RawFile
 from om2p_data.validation.values import ValueChecks
 from om2p_data.validation.worlds import WorldChecks
 
+LEFTOVERS = ".partial", ".replaced"  # how hidden folders end that a killed writer of ours leaves
 _SAMPLE = 256  # episodes of the HDF5 file that are read where the columns hold the same
 _EPISODES_PER_BLOCK = 1_024
 
@@ -80,7 +81,9 @@ def stored_ids(root: str | os.PathLike[str] | None = None) -> list[str]:
 def _check_surroundings(folder: Path, root: Path, report: Report) -> None:
     """Files beside the data: what a killed program left, and what Minari needs to share a set."""
     check = "folder"
-    for path in itertools.chain(folder.parent.glob(f".{folder.name}.*"), folder.glob(".*")):
+    beside = (folder.with_name(f".{folder.name}{suffix}") for suffix in LEFTOVERS)
+    inside = (path for path in folder.glob(".*") if path.suffix in LEFTOVERS)
+    for path in itertools.chain(filter(Path.exists, beside), inside):
         report.problem(
             check,
             "left by a program that was killed, or one that is at work: om2p-data repair removes what is left",

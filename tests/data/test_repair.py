@@ -363,6 +363,15 @@ def test_a_collector_that_was_killed_is_named(root: Path) -> None:
     assert (action.verb, action.place) == (Verb.LEAVE, "tmpabcdef")
 
 
+def test_an_interrupted_collection_is_kept(root: Path) -> None:
+    shards = root / "lab" / "game" / ".played-v0.collecting"
+    shards.mkdir(parents=True)
+    (shards / "shard-000000.safetensors").write_bytes(b"episodes")
+    (action,) = repaired(root)
+    assert (action.verb, action.place) == (Verb.LEAVE, "lab/game/.played-v0.collecting")
+    assert (shards / "shard-000000.safetensors").read_bytes() == b"episodes"
+
+
 def test_healthy_data_sets_stay_as_they_are(root: Path) -> None:
     write()
     subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(STOCK) + "create()"], check=True)
