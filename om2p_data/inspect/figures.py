@@ -116,40 +116,46 @@ def order(found: Sequence[Study], theme: Theme = LIGHT) -> Figure:
 
 
 def actions(one: Study, theme: Theme = LIGHT) -> Figure:
-    """How often each agent's action components take which value; of discrete actions, how often each is chosen."""
-    spec, described = one.data.environment.spec, one.description
-    panels: list[tuple[int, int | None]] = []
-    for index, agent in enumerate(described.agents):
-        panels += [(index, None)] if agent.discrete else [(index, part) for part in range(len(agent.actions))]
+    """How often each agent's action components take which value; of discrete actions, how often each is chosen.
+
+    Where there are too many components for a panel each, an agent's are the rows of one panel, darker where more often.
+    """
+    agents = one.description.agents
+    parts = [[None] if agent.discrete else list(range(len(agent.actions))) for agent in agents]
+    panels = [(index, part) for index, own in enumerate(parts) for part in own]
+    folded = len(panels) > _MOST_PANELS
+    if folded:
+        panels = [(index, None) for index in range(len(agents))]
     shown = panels[:_MOST_PANELS]
-    each = {len(agent.actions) for agent in described.agents if not agent.discrete}
-    columns = each.pop() if len(each) == 1 and 2 <= min(each) <= 4 else min(3, len(shown))
-    present = None if one.data.episodes.agents_end_together else ~one.data.episodes.absent
+    sizes = {len(own) for own in parts}
+    columns = sizes.pop() if not folded and len(sizes) == 1 and 2 <= min(sizes) <= 4 else min(3, len(shown))
     with _styled(theme):
         figure, axes = _grid(len(shown), columns, (2.7, 1.75))
         for own, (index, part) in zip(axes, shown, strict=True):
-            agent, color = described.agents[index], theme.series[index % len(theme.series)]
+            agent, color = agents[index], theme.series[index % len(theme.series)]
+            own.tick_params(labelsize=8)
+            if part is None and not agent.discrete:
+                edges, shares = _component_shares(one, index, range(len(agent.actions)))
+                rows = np.arange(len(shares) + 1) - 0.5
+                own.pcolormesh(edges, rows, shares, cmap=_density_colors(theme), vmin=0, rasterized=True)
+                own.set_title(f"{agent.name}, by component", fontsize=9)
+                own.grid(visible=False)
+                continue
+            own.yaxis.set_major_formatter(PercentFormatter(1.0))
             if part is None:
-                shares = [choice.mean for choice in agent.actions]
-                own.bar(range(len(shares)), shares, color=color, alpha=0.8)
-                own.axhline(1 / len(shares), color=theme.ink, lw=0.8, ls=":")
+                choices = [choice.mean for choice in agent.actions]
+                own.bar(range(len(choices)), choices, color=color, alpha=0.8)
+                own.axhline(1 / len(choices), color=theme.ink, lw=0.8, ls=":")
                 own.set_title(f"{agent.name}, choices", fontsize=9)
             else:
-                values = one.data.episodes.actions[:, index, part]
-                values = values if present is None else values[present[:, index]]
-                low, high = (bound[part] for bound in action_bounds(spec, index))
-                if not (np.isfinite(low) and np.isfinite(high)):
-                    low, high = agent.actions[part].low, agent.actions[part].high
-                edges = np.linspace(low, high, _BINS + 1) if high > low else _edges(np.array([low, high]))
-                _histogram(own, values, edges, color, None)
+                edges, shares = _component_shares(one, index, [part])
+                _outline(own, shares[0], edges, color, None)
                 own.axvline(agent.actions[part].mean, color=theme.ink, lw=1)
                 at_bound = agent.actions[part].at_bound
                 said = "" if at_bound is None else f", {percent(at_bound)} at a bound"
                 own.set_title(f"{agent.name} [{part}]{said}", fontsize=9)
-            own.yaxis.set_major_formatter(PercentFormatter(1.0))
-            own.tick_params(labelsize=8)
-        left_out = f" (first {len(shown)} of {len(panels)})" if len(panels) > len(shown) else ""
-        figure.suptitle(f"Actions: {described.id}{left_out}", fontsize=11)
+        left_out = f" (first {len(shown)} of {len(panels)} agents)" if len(panels) > len(shown) else ""
+        figure.suptitle(f"Actions: {one.description.id}{left_out}", fontsize=11)
         return figure
 
 
@@ -177,15 +183,20 @@ def coverage(one: Study, theme: Theme = LIGHT) -> Figure:
 
 
 def sources(one: Study, theme: Theme = LIGHT) -> Figure:
-    """Team returns of each behaviour policy's episodes; of many policies, the eight with most transitions."""
+    """Team returns of each behaviour policy's episodes; of more than eight policies, mean and deviation of each."""
     episodes, described = one.data.episodes, one.description
-    ranked = sorted(range(len(described.sources)), key=lambda index: -described.sources[index].transitions)
-    shown = ranked[:_MOST_SOURCES]
     with _styled(theme):
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         axes = figure.add_subplot()
+        axes.set_title(f"Sources: {described.id}")
+        if len(described.sources) > _MOST_SOURCES:
+            rows = [(row, s.return_mean, s.return_std) for row, s in enumerate(described.sources) if s.episodes]
+            places, means, deviations = zip(*rows, strict=True)
+            axes.errorbar(places, means, deviations, fmt="o", color=theme.series[0], ms=4, elinewidth=1, alpha=0.8)
+            axes.set(xlabel="behaviour policy, in the order of the table", ylabel="team return, mean ± std")
+            return figure
         edges = _edges(episodes.team_returns)
-        for index, color in zip(shown, _cycle(theme, len(shown)), strict=True):
+        for index, color in enumerate(_cycle(theme, len(described.sources))):
             source = described.sources[index]
             values = episodes.team_returns[episodes.policy == index]
             if values.size:
@@ -193,7 +204,7 @@ def sources(one: Study, theme: Theme = LIGHT) -> Figure:
                 weights = np.full(len(values), 1 / episodes.num_episodes)
                 label = f"{said}: {spread(source.return_mean, source.return_std)}"
                 _histogram(axes, values, edges, color, label, weights)
-        axes.set(xlabel="team return of an episode", ylabel="share of all episodes", title=f"Sources: {described.id}")
+        axes.set(xlabel="team return of an episode", ylabel="share of all episodes")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         figure.legend(loc="outside lower center")
         return figure
@@ -273,8 +284,9 @@ def _density(axes: Axes, plane: Plane, low: np.ndarray, high: np.ndarray, theme:
         points[:, 0], points[:, 1], bins=cells, range=[(low[0], high[0]), (low[1], high[1])]
     )
     image = np.ma.masked_equal(counts.T, 0)
-    colors = LinearSegmentedColormap.from_list("density", list(theme.density))
-    axes.pcolormesh(xs, ys, image, cmap=colors, norm=LogNorm(1, max(2.0, float(counts.max()))), rasterized=True)
+    axes.pcolormesh(
+        xs, ys, image, cmap=_density_colors(theme), norm=LogNorm(1, max(2.0, float(counts.max()))), rasterized=True
+    )
     (left, bottom), (width, height) = plane.low, plane.high - plane.low
     axes.add_patch(Rectangle((left, bottom), width, height, fill=False, color=theme.faint, lw=1))
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
@@ -291,11 +303,35 @@ def _histogram(
     axes: Axes, values: np.ndarray, edges: np.ndarray, color: str, label: str | None, weights: np.ndarray | None = None
 ) -> None:
     shares = np.full(len(values), 1 / len(values)) if weights is None else weights
-    counts = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges, weights=shares)[0]
-    axes.stairs(counts, edges, fill=True, color=color, alpha=0.3)
-    axes.stairs(counts, edges, color=color, lw=1.3, label=label)
+    _outline(axes, np.histogram(values, bins=edges, weights=shares)[0], edges, color, label)
     if len(values) <= _RUG_UNTIL:
         axes.plot(values, np.zeros(len(values)), "|", color=color, ms=12, clip_on=False)
+
+
+def _outline(axes: Axes, shares: np.ndarray, edges: np.ndarray, color: str, label: str | None) -> None:
+    axes.stairs(shares, edges, fill=True, color=color, alpha=0.3)
+    axes.stairs(shares, edges, color=color, lw=1.3, label=label)
+
+
+def _component_shares(one: Study, index: int, parts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """How often components of an agent's actions lie in each of some bins: edges [bins + 1] and shares [A, bins].
+
+    The bins span the widest bounds among the components, or what is in the data where there are none.
+    """
+    episodes, agent = one.data.episodes, one.description.agents[index]
+    values = episodes.actions[:, index, parts]
+    if not episodes.agents_end_together:
+        values = values[~episodes.absent[:, index]]
+    low, high = (bound[list(parts)] for bound in action_bounds(one.data.environment.spec, index))
+    low = float(np.min(np.where(np.isfinite(low), low, [agent.actions[part].low for part in parts])))
+    high = float(np.max(np.where(np.isfinite(high), high, [agent.actions[part].high for part in parts])))
+    edges = np.linspace(low, high, _BINS + 1) if high > low else _edges(np.array([low, high]))
+    counts = [np.histogram(np.clip(own, edges[0], edges[-1]), bins=edges)[0] for own in values.T]
+    return edges, np.array(counts) / len(values)
+
+
+def _density_colors(theme: Theme) -> LinearSegmentedColormap:
+    return LinearSegmentedColormap.from_list("density", list(theme.density))
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from om2p_data.inspect.statistics import AgentFigures, Component, Description
 from om2p_data.inspect.views import CELLS
 
 _MOST_COMPONENTS = 48  # rows of the table of action components; larger teams have it in the JSON only
+_MOST_SOURCES = 24  # rows of the table of behaviour policies; the others are in the JSON only
 _LONG = {"recipe", "teams"}  # of `collection`: too much for a page, in the JSON
 
 
@@ -244,10 +245,12 @@ def _sources(one: Description) -> Table:
             spread(source.return_mean, source.return_std),
             number(None if source.return_mean is None else one.score(source.return_mean)),
         )
-        for source in one.sources
+        for source in one.sources[:_MOST_SOURCES]
     ]
     taken = "; ".join(f"{part.get('id')} ({part.get('episodes'):,} episodes)" for part in one.tier_sources)
     note = "step: updates of its training; hash: of its weights"
+    if len(one.sources) > _MOST_SOURCES:
+        note = f"the first {_MOST_SOURCES} of {len(one.sources)} policies; {note}"
     return Table("Behaviour policies", header, tuple(rows), f"{note}; taken from {taken}" if taken else note, 2)
 
 

@@ -66,6 +66,24 @@ def test_actions_are_drawn_by_component_and_choice(root: Path) -> None:
     assert len(figures.actions(study(HC_ID, root)).axes) == 6
 
 
+def test_many_components_share_a_panel_an_agent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_MOST_PANELS", 2)
+    walker, chooser = figures.actions(study(GAME_ID, root)).axes
+    (image,) = walker.collections
+    shares = image.get_array()
+    assert shares is not None
+    assert shares.shape == (2, 48)
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0)
+    assert (shares[0, -1], shares[1].max()) == (pytest.approx(1 / 3), 1.0)
+    assert len(chooser.patches) == 3
+
+
+def test_many_sources_are_drawn_by_mean_and_deviation(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_MOST_SOURCES", 1)
+    (axes,) = figures.sources(study(GAME_ID, root)).axes
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[0, 15.5], [1, 15.0]])
+
+
 def test_sources_share_the_episodes(root: Path) -> None:
     drawn = histograms(figures.sources(study(GAME_ID, root)).axes[0])
     assert [share for share, *_ in drawn] == [0.5, 0.5]
