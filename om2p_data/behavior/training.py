@@ -161,6 +161,7 @@ class _Training:
         }
         self._log: list[dict[str, float]] = []
         self._below: TeamActor | None = None  # the last policy that was not good enough for the next level
+        self._landed: list[str] = []  # a level may have been kept after the checkpoint: it is then reached once more
         self._before = 0.0  # seconds of earlier calls
         self._started = self._saved_at = time.perf_counter()
         if (folder / _CHECKPOINT).exists():
@@ -168,9 +169,10 @@ class _Training:
 
     def run(self, until: str, progress: bool) -> None:
         config, run = self._config, self._run
-        pending = [level for level in LEVELS[: LEVELS.index(until) + 1] if not self._path(level).exists()]
-        if not pending:
+        levels = LEVELS[: LEVELS.index(until) + 1]
+        if all(self._path(level).exists() for level in levels):
             return
+        pending = [level for level in levels if not self._has(level)]
         if not run.learns_from_memory and MEDIUM not in pending:
             run.memory = None
         with self._bar(progress) as bar:
@@ -182,7 +184,8 @@ class _Training:
                 returns = self._evaluate(run.actor, config.evaluation_episodes)
                 self._note(returns)
                 while pending and self._lands(pending[0], run.actor, returns):
-                    if pending.pop(0) == MEDIUM and not run.learns_from_memory:
+                    self._landed.append(pending.pop(0))
+                    if MEDIUM in self._landed and not run.learns_from_memory:
                         run.memory = None
                 if pending and float(returns.mean()) < config.levels.window(pending[0])[0]:
                     self._below = copy.deepcopy(run.actor)
@@ -279,6 +282,7 @@ class _Training:
             run.memory.save(self._folder / _COLLECTED)
         state = {
             "run": run.state(),
+            "landed": self._landed,
             "log": self._log,
             "below": None if self._below is None else self._below.state_dict(),
             "seconds": self._seconds(),
@@ -288,7 +292,8 @@ class _Training:
 
     def _restore(self, state: dict[str, Any]) -> None:
         run = self._run
-        if run.memory is not None and (run.learns_from_memory or not self._path(MEDIUM).exists()):
+        self._landed = state["landed"]
+        if run.memory is not None and (run.learns_from_memory or not self._has(MEDIUM)):
             try:
                 run.memory.restore(self._folder / _COLLECTED, state["run"]["segments"] * self._config.segment_steps)
             except (OSError, ValueError) as error:
@@ -317,6 +322,9 @@ class _Training:
             f"return of {best:.1f}; the {level} level is {low:.1f} to {high:.1f}: raise behavior.max_steps (training "
             f"goes on where it stopped) or change behavior.levels.{level} in the data recipe"
         )
+
+    def _has(self, level: str) -> bool:
+        return level in self._landed and self._path(level).exists()
 
     def _path(self, level: str) -> Path:
         return self._folder / f"{level}.safetensors"

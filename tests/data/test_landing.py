@@ -62,14 +62,18 @@ class Walk:
     learns_from_memory = False
 
     def __init__(self, config: BehaviorConfig, places: list[float]):
-        self._step = config.num_envs * config.segment_steps
-        self._places = places
-        self.memory: Replay | None = Replay(CN, config.num_envs, 1)
+        self._config, self._places = config, places
+        self.memory: Replay | None = Replay(CN, config.num_envs, config.segment_steps)
         self.segments = self.env_steps = 0
 
     def advance(self) -> None:
+        worlds, still = self._config.num_envs, np.zeros((self._config.num_envs, 3, 18), np.float32)
         self.segments += 1
-        self.env_steps += self._step
+        self.env_steps += worlds * self._config.segment_steps
+        if self.memory is not None:
+            for _ in range(self._config.segment_steps):
+                over = np.zeros((worlds, 3), bool)
+                self.memory.add(still, still[:, 0], still[..., :2], still[..., 0], still, still[:, 0], over, over)
 
     @property
     def actor(self) -> TeamActor:
@@ -246,3 +250,26 @@ def test_training_that_gave_up_goes_on_with_more_steps(patch: pytest.MonkeyPatch
     assert len(walks) == 2, "three of the five segments had been there"
     log = (stage.folder / "log.csv").read_text().splitlines()
     assert [float(line.split(",")[3]) for line in log[1:]] == places
+
+
+@pytest.mark.parametrize("saved_after", [0, 1, 2])
+def test_a_level_kept_after_the_last_checkpoint_is_reached_once_more(
+    saved_after: int, patch: pytest.MonkeyPatch
+) -> None:
+    """The first policy would do for an expert, but in an uninterrupted run it comes before the medium level."""
+    places = [210.0, 50.0, 100.0, 215.0]
+    stage, advance = Stage(patch), Walk.advance
+
+    def killed(walk: Walk) -> None:
+        if walk.segments == 3:
+            raise KeyboardInterrupt
+        advance(walk)
+        patch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 1e9 if walk.segments > saved_after else -1.0)
+
+    with patch.context() as while_killed:
+        while_killed.setattr(Walk, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage.train(places)
+    assert list(stage.kept) == [MEDIUM]
+    found = stage.train(places)
+    assert [(level, found[level].card["updates"]) for level in found] == [(MEDIUM, 3), (EXPERT, 4)]
