@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import check, inspect, share
+from . import check, collect, inspect, share
 from .common import Quiet, Root, Settings, guarded
 
 app = typer.Typer(
@@ -193,6 +193,7 @@ def envs() -> None:
     print("random, medium, expert: mean team returns of the published data sets (* not published, measured by us)")
 
 
+collect.register(app)
 share.register(app)
 check.register(app)
 inspect.register(app)

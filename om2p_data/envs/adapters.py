@@ -136,3 +136,39 @@ class TeamEnv(gymnasium.Env):
 
     def close(self) -> None:
         self._env.close()
+
+
+class FactoryTeam(gymnasium.Env):
+    """Somebody's PettingZoo environment as one Gymnasium environment, with the spaces that `om2p-data collect` stores.
+
+    Observations are flat and choices count from 0; agents that have left see zeros, and their actions are ignored.
+
+    Args:
+        factory: `package.module:factory`, which called without arguments gives the environment.
+        max_steps: episodes are cut off after so many steps.
+        render_mode: None; how the environment is drawn is the factory's to say.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, factory: str, max_steps: int | None = None, render_mode: str | None = None):
+        from om2p_data.collection import made_collector  # collecting needs the adapters of this module's package
+
+        self.render_mode = render_mode
+        self._env = made_collector(factory, max_steps)
+        self._env.reset()
+        self.observation_space = self._env.spec.observation_space()
+        self.action_space = self._env.spec.action_space()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        super().reset(seed=seed)
+        self._env.reset(seed, options)
+        return self._env.last_observations(), {}
+
+    def step(self, action: dict[str, Any]) -> tuple[dict, float, bool, bool, dict]:
+        rewards, terminated, truncated = self._env.step_stored(action)
+        info = {"agent_rewards": rewards}
+        return self._env.last_observations(), float(rewards.mean()), terminated, truncated, info
+
+    def close(self) -> None:
+        self._env.close()

@@ -1,0 +1,357 @@
+"""Collecting from anybody's environment with anybody's policy: seeded episodes, shards, several processes.
+
+Every episode is a function of the seed and its own number, so it does not matter which process plays it or whether the
+collection was interrupted. `python -m om2p_data.collection` is one of the processes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from pettingzoo import AECEnv
+from pettingzoo.utils import aec_to_parallel
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from om2p_data import dataset
+from om2p_data.collector import Collector, describe, write_collected
+from om2p_data.episodes import Episodes
+from om2p_data.errors import UserError
+from om2p_data.provenance import commit
+from om2p_data.recording import EpisodeBuffer
+from om2p_data.rollout import enough
+from om2p_data.storage import locked, make_namespaces, parse_id, write_whole
+
+RANDOM = "random"
+_EPISODES_PER_SHARD = 25
+_PLAN = "plan.json"
+
+Policy = Callable[[dict, np.random.Generator], dict]
+
+
+def collect(
+    dataset_id: str,
+    env: str,
+    policy: str = RANDOM,
+    *,
+    transitions: int,
+    seed: int = 0,
+    max_steps: int | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+    root: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> tuple[Path, Episodes]:
+    """Play whole episodes of an environment with a policy and write them as a Minari data set.
+
+    Interrupted, it leaves the finished shards, and the same call goes on from there.
+
+    Args:
+        dataset_id: `<namespace>/<task>/<tier>-v<N>`.
+        env: `package.module:factory`, which called without arguments gives a PettingZoo environment.
+        policy: `package.module:policy`, called as `policy(observations, rng)` with the observations of the agents that
+            are there and a NumPy generator of the episode, gives their actions; a class is made first, and what it
+            makes may have a method `reset()`, called before every episode. Or `random`.
+        transitions: how many are wanted; the last episode is completed.
+        seed: of environment and policy.
+        max_steps: episodes are cut off after so many steps.
+        workers: processes that play; the data do not depend on it.
+        overwrite, root, progress: as in `dataset.write`.
+
+    Returns:
+        The data set's folder and its episodes.
+
+    Raises:
+        UserError: nothing at these names, an environment or policy that fails or breaks PettingZoo's rules, or what
+            `dataset.write` refuses; the message says which episode and step.
+    """
+    if transitions < 1 or workers < 1:
+        raise UserError(f"transitions and workers must be 1 or more, not {transitions} and {workers}")
+    dataset.ensure_free(dataset_id, overwrite, root)
+    parsed = parse_id(dataset_id)
+    if not parsed.namespace:
+        raise UserError(f"data set id {dataset_id!r} must read <namespace>/<task>/<tier>-v<N>")
+    plan = {"env": env, "policy": policy, "seed": seed, "max_steps": max_steps, "shard": _EPISODES_PER_SHARD}
+    player = _Player(plan)  # before anything is written: most mistakes show here
+    spec = player.spec()
+    final = dataset.datasets_root(root) / dataset_id
+    shards = final.with_name(f".{final.name}.collecting")
+    try:
+        make_namespaces(dataset.datasets_root(root), parsed)
+        shards.mkdir(exist_ok=True)
+        with locked(shards, wait=False):
+            _check_plan(shards, plan)
+            episodes = _gather(shards, plan, player, transitions, workers, progress)
+            folder = write_collected(
+                dataset_id,
+                episodes,
+                describe(dataset_id, spec, f"{parsed.task} ({env})", max_steps, _env_spec(parsed.task, env, max_steps)),
+                policy=policy,
+                seed=seed,
+                collection={**plan, "commit": commit(), "transitions_requested": transitions},
+                overwrite=overwrite,
+                root=root,
+                progress=progress,
+            )
+            shutil.rmtree(shards)
+    except BlockingIOError as error:
+        raise UserError(f"{dataset_id} is being collected by another process") from error
+    except OSError as error:
+        raise UserError(f"cannot collect in {shards}: {error.strerror or error}") from error
+    return folder, episodes
+
+
+def _gather(
+    shards: Path, plan: dict[str, Any], player: _Player, transitions: int, workers: int, progress: bool
+) -> Episodes:
+    """The first episodes that hold the wanted transitions, from shards that are there or are played now."""
+    buffer, missing = EpisodeBuffer(transitions), transitions
+    with tqdm(total=transitions, desc="collecting", unit="step", unit_scale=True, disable=not progress) as bar:
+        for part in _shards(shards, plan, player, workers):
+            if part.num_transitions > missing:
+                part = part.select(np.arange(enough(part.lengths, missing)))
+            buffer.add(part, 0)
+            bar.update(part.num_transitions)
+            missing -= part.num_transitions
+            if missing <= 0:
+                return buffer.episodes()
+    raise AssertionError("shards never end")
+
+
+def _shards(folder: Path, plan: dict[str, Any], player: _Player, workers: int) -> Iterator[Episodes]:
+    """All shards in order, without end."""
+    index = 0
+    if workers == 1:
+        while True:
+            yield _shard(folder, index) or player.shard(folder, index)
+            index += 1
+    processes = [_start(folder, plan) for _ in range(workers)]
+    try:
+        asked = 0
+        while True:
+            # Every process has a shard to play; the next in order is waited for.
+            while asked < index + workers:
+                if _shard(folder, asked) is None:
+                    _say(processes[asked % workers], asked)
+                asked += 1
+            while (part := _shard(folder, index)) is None:
+                _listen(processes[index % workers])
+            yield part
+            index += 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _shard(folder: Path, index: int) -> Episodes | None:
+    path = _shard_path(folder, index)
+    try:
+        return Episodes.from_arrays(load_file(path)) if path.exists() else None
+    except (SafetensorError, UserError) as error:
+        raise UserError(f"{path} is damaged: delete it and give the same command again") from error
+
+
+def _shard_path(folder: Path, index: int) -> Path:
+    return folder / f"shard-{index:06d}.safetensors"
+
+
+class _Player:
+    """Plays the episodes of a plan in this process."""
+
+    def __init__(self, plan: dict[str, Any]):
+        self._plan = plan
+        self._collector = made_collector(plan["env"], plan["max_steps"])
+        self._policy = _policy(plan["policy"], self._collector)
+
+    def spec(self) -> Any:
+        """The team; one reset shows it."""
+        _call("reset()", lambda: self._collector.reset(seed=self._seeds(0)[0]))
+        return self._collector.spec
+
+    def shard(self, folder: Path, index: int) -> Episodes:
+        """Play one shard and write it."""
+        size = self._plan["shard"]
+        for episode in range(index * size, (index + 1) * size):
+            try:
+                self._play(episode)
+            except UserError as error:
+                raise UserError(f"episode {episode}, {error}") from error
+        episodes = self._collector.take()
+        assert episodes is not None
+        write_whole(_shard_path(folder, index), lambda path: save_file(episodes.arrays(), path))
+        return episodes
+
+    def _play(self, episode: int) -> None:
+        collector = self._collector
+        env_seed, policy_seed = self._seeds(episode)
+        rng = np.random.default_rng(policy_seed)
+        if hasattr(self._policy, "reset"):
+            _call("reset() of the policy", self._policy.reset)  # pyright: ignore[reportFunctionMemberAccess]
+        observations, _ = _call("reset()", lambda: collector.reset(seed=env_seed))
+        while collector.agents:
+            there = {agent: observations[agent] for agent in collector.agents}
+            actions = _call("the policy", lambda there=there: self._policy(there, rng))
+            observations = _call("step()", lambda actions=actions: collector.step(actions))[0]
+
+    def _seeds(self, episode: int) -> tuple[int, int]:
+        # 31 bits: more is too much for some environments.
+        words = np.random.SeedSequence((self._plan["seed"], episode)).generate_state(2)
+        return int(words[0] >> 1), int(words[1])
+
+
+def made_collector(env: str, max_steps: int | None = None) -> Collector:
+    """A recording environment from `package.module:factory`; turn-based ones are made parallel.
+
+    Raises:
+        UserError: nothing there, or no PettingZoo environment.
+    """
+    made = _call(f"--env {env}", load(env, "--env"))
+    if isinstance(made, AECEnv):
+        made = _call("the conversion to a parallel environment", lambda: aec_to_parallel(made))
+    return Collector(made, max_steps=max_steps)
+
+
+def load(name: str, option: str) -> Any:
+    """What stands at `package.module:attribute`; the working directory is searched too.
+
+    Raises:
+        UserError: malformed, or nothing there.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon or not module or not attribute:
+        raise UserError(f"{option} takes package.module:name, not {name!r}")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # an import runs whatever stands in the module
+        raise UserError(f"{option} {name} cannot be imported: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _policy(name: str, collector: Collector) -> Policy:
+    if name == RANDOM:
+
+        def uniform(observations: dict, rng: np.random.Generator) -> dict:
+            there = observations.items()
+            return {agent: _uniform(agent, collector.action_space(agent), seen, rng) for agent, seen in there}
+
+        return uniform
+    named = load(name, "--policy")
+    found: Any = _call(f"--policy {name}", named) if isinstance(named, type) else named
+    if not callable(found):
+        raise UserError(f"--policy {name} is {type(found).__name__}, which cannot be called")
+    return cast(Policy, found)
+
+
+def _uniform(agent: Any, space: spaces.Space, seen: Any, rng: np.random.Generator) -> Any:
+    """A uniform action; of the allowed ones, where the observation says which (PettingZoo's `action_mask`)."""
+    if isinstance(space, spaces.Discrete):
+        mask = seen.get("action_mask") if isinstance(seen, dict) else None
+        allowed = np.arange(space.n) if mask is None else np.flatnonzero(mask)
+        if not len(allowed):
+            raise UserError(f"agent {agent!r} is allowed no action")
+        return int(space.start) + int(rng.choice(allowed))
+    assert isinstance(space, spaces.Box)
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise UserError(f"agent {agent!r} has actions without bounds: a random policy needs bounds")
+    return rng.uniform(space.low, space.high).astype(space.dtype)
+
+
+def _call(what: str, function: Callable[[], Any]) -> Any:
+    """The result of somebody else's code, whose errors are said in one line that names the place."""
+    try:
+        return function()
+    except UserError:
+        raise
+    except Exception as error:  # anything may go wrong there
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace is not None else ""
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{what} failed: {text}{place}") from error
+
+
+def _check_plan(shards: Path, plan: dict[str, Any]) -> None:
+    """Whether the shards that are there belong to this collection; a new one begins if there are none."""
+    path = shards / _PLAN
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != plan:
+            name = next(key for key in plan if found.get(key) != plan[key])
+            raise UserError(
+                f"an interrupted collection with {name} = {found.get(name)!r} instead of {plan[name]!r} lies in "
+                f"{shards}: finish it with its own settings, or delete that folder"
+            )
+    else:
+        write_whole(path, lambda temporary: temporary.write_text(json.dumps(plan), encoding="utf-8"))
+
+
+def _env_spec(task: str, env: str, max_steps: int | None) -> EnvSpec:
+    return EnvSpec(
+        id=f"om2p/{task}-v0",
+        entry_point="om2p_data.envs.adapters:FactoryTeam",
+        kwargs={"factory": env, "max_steps": max_steps},
+    )
+
+
+def _start(folder: Path, plan: dict[str, Any]) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "om2p_data.collection"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([path for path in sys.path if path] + [os.getcwd()])},
+    )
+    _say(process, {"folder": str(folder), "plan": plan})
+    return process
+
+
+def _say(process: subprocess.Popen, what: Any) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(what) + "\n")
+    process.stdin.flush()
+
+
+def _listen(process: subprocess.Popen) -> None:
+    """Wait until a process has played a shard."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise UserError("a process that was collecting died")
+    said = json.loads(line)
+    if "error" in said:
+        raise UserError(said["error"])
+
+
+def _work() -> None:
+    """What one of the processes does: play the shards that standard input names."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the environment prints must not be taken for an answer
+    told = json.loads(sys.stdin.readline())
+    try:
+        player = _Player(told["plan"])
+        for line in sys.stdin:
+            player.shard(Path(told["folder"]), json.loads(line))
+            print(json.dumps({"played": json.loads(line)}), file=answers, flush=True)
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,422 @@
+"""Recording any PettingZoo parallel environment: wrap it, play as usual, write a data set.
+
+    collector = Collector(my_env)
+    ...  # the loop that you have anyway: collector.reset(seed=...), collector.step(actions)
+    collector.write("om2p/harvest/medium-v0")
+
+Observations and discrete actions are flattened as Gymnasium does it (a choice becomes one-hot); actions of a Discrete
+space that starts elsewhere are stored from 0 on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+
+from om2p_data import dataset
+from om2p_data.episodes import Episodes
+from om2p_data.errors import UserError
+from om2p_data.metadata import BehaviorPolicy
+from om2p_data.spec import EnvironmentCard, TeamSpec
+from om2p_data.storage import parse_id
+
+_OUTSIDE = 1e-5  # by which float32 may leave a bound of float64
+
+
+class Collector(ParallelEnv):
+    """A parallel environment that records whole episodes.
+
+    An episode that is reset before it has ended is dropped. Agents may leave before the others, not join later.
+
+    Args:
+        env: the environment, not yet reset.
+        max_steps: episodes are cut off after so many steps; environments that never end need it.
+
+    Raises:
+        UserError: not a parallel environment, or an agent sees or does what cannot be stored.
+    """
+
+    metadata = {"name": "om2p-collector", "render_modes": []}  # noqa: RUF012 (PettingZoo declares it so)
+
+    def __init__(self, env: ParallelEnv, *, max_steps: int | None = None):
+        needed = ("possible_agents", "observation_space", "action_space", "reset", "step")
+        missing = [name for name in needed if not hasattr(env, name)]
+        if missing:
+            raise UserError(f"{type(env).__name__} is no PettingZoo parallel environment: it has no {missing[0]}")
+        if not env.possible_agents:
+            raise UserError(f"{type(env).__name__} has no possible_agents")
+        self.env = env
+        self.metadata = {**self.metadata, **getattr(env, "metadata", {})}
+        self.render_mode = getattr(env, "render_mode", None)
+        self.possible_agents = list(env.possible_agents)
+        self.agents: list = []
+        self._max_steps = max_steps
+        self._names = dict(zip(self.possible_agents, _stored_names(self.possible_agents), strict=True))
+        self._sees = {agent: env.observation_space(agent) for agent in self.possible_agents}
+        self._does = {agent: env.action_space(agent) for agent in self.possible_agents}
+        self._spec: TeamSpec | None = None
+        self._open: _Episode | None = None
+        self._done: list[Episodes] = []
+
+    def observation_space(self, agent: Any) -> spaces.Space:
+        return self._sees[agent]
+
+    def action_space(self, agent: Any) -> spaces.Space:
+        return self._does[agent]
+
+    @property
+    def spec(self) -> TeamSpec:
+        """The team as data sets describe it; known after the first reset, which shows whether there is a state."""
+        if self._spec is None:
+            raise UserError("nothing was recorded yet: call reset() first")
+        return self._spec
+
+    @property
+    def num_transitions(self) -> int:
+        """Of the completed episodes."""
+        return sum(part.num_transitions for part in self._done)
+
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        """Begin an episode: as the environment's own.
+
+        Raises:
+            UserError: what it gives back is not what PettingZoo asks for.
+        """
+        answer = self.env.reset(seed=seed, options=options)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UserError("reset() of the environment must return observations and infos")
+        observations, infos = answer
+        self.agents = list(self.env.agents)
+        strangers = [agent for agent in self.agents if agent not in self._names]
+        if strangers or not self.agents:
+            raise UserError(f"after reset(), agents is {self.agents}, possible_agents {self.possible_agents}")
+        state = self._state()
+        if self._spec is None:
+            self._spec = self._describe(None if state is None else len(state))
+        absent = [agent for agent in self.possible_agents if agent not in self.agents]
+        if absent:
+            raise UserError(f"agent {absent[0]!r} is not there when the episode begins: agents may leave, not join")
+        self._open = _Episode(self._spec, -1 if seed is None else seed)
+        self._last_rows = self._open.observe(self._flat_observations(observations, self.agents, 0), state)
+        return observations, infos
+
+    def step(self, actions: dict) -> tuple[dict, dict, dict, dict, dict]:
+        """Step and record: as the environment's own.
+
+        Raises:
+            UserError: no episode is open, an action is missing or outside its space, or what the environment gives back
+                is not what PettingZoo asks for; the message names the agent and the step.
+        """
+        episode = self._open
+        if episode is None:
+            raise UserError("the episode is over: call reset() before step()")
+        t, before = episode.length + 1, self.agents
+        recorded = self._flat_actions(actions, before, t)
+        answer = self.env.step(actions)
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            raise UserError("step() of the environment must return observations, rewards, terminations, ... (five)")
+        observations, rewards, terminations, truncations, infos = answer
+        if self._max_steps is not None and t >= self._max_steps:
+            truncations = {agent: not _of(terminations, agent, "terminations", t) for agent in before}
+        ended = {}
+        for agent in before:
+            flags = [
+                bool(_of(flag, agent, name, t))
+                for flag, name in ((terminations, "terminations"), (truncations, "truncations"))
+            ]
+            ended[agent] = flags
+        left = [agent for agent in before if not any(ended[agent])]
+        self._check_agents(left, t)
+        self.agents = left
+        numbers = {agent: _number(_of(rewards, agent, "rewards", t), agent, t) for agent in before}
+        seen = self._flat_observations(observations, before, t)
+        episode.add(
+            recorded,
+            {self._index(agent): value for agent, value in numbers.items()},
+            {self._index(agent): flags for agent, flags in ended.items()},
+        )
+        self._last_rows = episode.observe(seen, self._state())
+        if not left:
+            self._done.append(episode.finish())
+            self._open = None
+        return observations, rewards, terminations, truncations, infos
+
+    def last_observations(self) -> dict[str, np.ndarray]:
+        """The flat observations of the last step by stored name, zeros for agents that have left."""
+        sizes = zip(self.spec.agents, self._last_rows, self.spec.obs_dims, strict=True)
+        return {name: row[:size] for name, row, size in sizes}
+
+    def step_stored(self, actions: Mapping[str, Any]) -> tuple[np.ndarray, bool, bool]:
+        """Step with actions as data sets hold them.
+
+        Args:
+            actions: by stored name, choices counted from 0; those of agents that have left are ignored.
+
+        Returns:
+            Rewards float32 [N], whether every agent of the team has terminated, whether one was cut off at the end.
+        """
+        own = {}
+        for agent in self.agents:
+            space, value = self._does[agent], actions[self._names[agent]]
+            if isinstance(space, spaces.Discrete):
+                own[agent] = int(value) + int(space.start)
+            else:
+                assert isinstance(space, spaces.Box)
+                own[agent] = np.asarray(value, space.dtype).reshape(space.shape)
+        _, rewards, *_ = self.step(own)
+        row = np.zeros(len(self.possible_agents), np.float32)
+        for agent, value in rewards.items():
+            row[self._index(agent)] = value
+        if self.agents:
+            return row, False, False
+        last = self._done.pop()
+        return row, bool(last.team_terminated[-1]), bool(last.team_truncated[-1])
+
+    def render(self) -> Any:
+        return self.env.render()
+
+    def state(self) -> np.ndarray:
+        return self.env.state()
+
+    def close(self) -> None:
+        self.env.close()
+
+    def take(self) -> Episodes | None:
+        """The episodes completed since the last call, None if there are none."""
+        done, self._done = self._done, []
+        return Episodes.concatenate(done) if done else None
+
+    def write(
+        self,
+        dataset_id: str,
+        *,
+        policy: str = "unknown",
+        summary: str | None = None,
+        overwrite: bool = False,
+        root: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> Path:
+        """Write all completed episodes as a Minari data set.
+
+        Args:
+            dataset_id: `<namespace>/<task>/<tier>-v<N>`.
+            policy: name of what acted.
+            summary: one line about the environment.
+            overwrite, root, progress: as in `dataset.write`.
+
+        Raises:
+            UserError: no episode was completed, or what `dataset.write` refuses; what was recorded is kept.
+        """
+        done = self._done
+        episodes = self.take()
+        self._done = done
+        if episodes is None:
+            raise UserError("no episode was completed: there is nothing to write")
+        return write_collected(
+            dataset_id,
+            episodes,
+            describe(dataset_id, self.spec, summary or str(self.metadata["name"]), self._max_steps),
+            policy=policy,
+            seed=0,
+            collection={},
+            overwrite=overwrite,
+            root=root,
+            progress=progress,
+        )
+
+    def _describe(self, state_dim: int | None) -> TeamSpec:
+        names = list(self._names.values())
+        sees = spaces.Dict({self._names[agent]: space for agent, space in self._sees.items()})
+        does = spaces.Dict({self._names[agent]: space for agent, space in self._does.items()})
+        return TeamSpec.of_spaces(names, sees, does, state_dim)
+
+    def _index(self, agent: Any) -> int:
+        return self.possible_agents.index(agent)
+
+    def _state(self) -> np.ndarray | None:
+        """Global state [S] where the environment has one that is a vector."""
+        try:
+            state = np.asarray(self.env.state())
+        except Exception:  # PettingZoo's default raises; others fail in their own ways
+            return None
+        if state.dtype == np.uint8 or state.dtype.kind not in "fiub" or state.size == 0:
+            return None
+        return state.astype(np.float32).reshape(-1)
+
+    def _flat_observations(self, observations: Any, agents: list, t: int) -> dict[int, np.ndarray]:
+        flat = {}
+        for agent in agents:
+            value = _of(observations, agent, "observations", t)
+            space = self._sees[agent]
+            try:
+                vector = np.asarray(spaces.flatten(space, value), np.float32).reshape(-1)
+            except Exception as error:  # whatever the space's own flattening stumbles over
+                raise UserError(f"step {t}: observation of agent {agent!r} does not fit {space}: {error}") from error
+            wanted = spaces.flatdim(space)
+            if len(vector) != wanted:
+                raise UserError(f"step {t}: observation of agent {agent!r} has {len(vector)} entries, not {wanted}")
+            if not np.isfinite(vector).all():
+                raise UserError(f"step {t}: observation of agent {agent!r} holds NaN or infinity")
+            flat[self._index(agent)] = vector
+        return flat
+
+    def _flat_actions(self, actions: Any, agents: list, t: int) -> dict[int, np.ndarray]:
+        flat = {}
+        for agent in agents:
+            value, space = _of(actions, agent, "actions", t), self._does[agent]
+            vector = _flat_action(value, space)
+            if vector is None:
+                raise UserError(f"step {t}: action {value!r} of agent {agent!r} is outside its space {space}")
+            flat[self._index(agent)] = vector
+        return flat
+
+    def _check_agents(self, left: list, t: int) -> None:
+        """Whether the environment's list of agents is what the flags say."""
+        there = list(self.env.agents)
+        joined = [agent for agent in there if agent not in self.agents]
+        if joined:
+            raise UserError(f"step {t}: agent {joined[0]!r} joined: agents may leave, not join")
+        vanished = [agent for agent in left if agent not in there]
+        cut_off = self._max_steps is not None and t >= self._max_steps
+        if vanished and not cut_off:
+            raise UserError(f"step {t}: agent {vanished[0]!r} vanished without being terminated or truncated")
+
+
+class _Episode:
+    """One episode while it is played, agents by index."""
+
+    def __init__(self, spec: TeamSpec, seed: int):
+        self._spec, self._seed = spec, seed
+        self._obs: list[np.ndarray] = []
+        self._state: list[np.ndarray] = []
+        self._rows: list[tuple[np.ndarray, ...]] = []
+
+    @property
+    def length(self) -> int:
+        return len(self._rows)
+
+    def observe(self, vectors: Mapping[int, np.ndarray], state: np.ndarray | None) -> np.ndarray:
+        self._obs.append(_padded(vectors, self._spec.num_agents, self._spec.obs_dim))
+        if self._spec.state_dim is not None:
+            if state is None or len(state) != self._spec.state_dim or not np.isfinite(state).all():
+                raise UserError(f"step {self.length}: state() is not the finite vector that it was at first")
+            self._state.append(state)
+        return self._obs[-1]
+
+    def add(
+        self, actions: Mapping[int, np.ndarray], rewards: Mapping[int, float], ended: Mapping[int, list[bool]]
+    ) -> None:
+        agents = self._spec.num_agents
+        flags = np.zeros((2, agents), bool)
+        reward = np.zeros(agents, np.float32)
+        for index, (terminated, truncated) in ended.items():
+            flags[:, index] = terminated, truncated
+            reward[index] = rewards[index]
+        self._rows.append((_padded(actions, agents, self._spec.act_dim), reward, flags[0], flags[1]))
+
+    def finish(self) -> Episodes:
+        actions, rewards, terminated, truncated = (np.stack(column) for column in zip(*self._rows, strict=True))
+        return Episodes(
+            obs=np.stack(self._obs),
+            actions=actions,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            state=np.stack(self._state) if self._state else None,
+            lengths=np.array([self.length]),
+            policy=np.zeros(1, np.int32),
+            seed=np.array([self._seed], np.int64),
+        )
+
+
+def describe(
+    dataset_id: str, spec: TeamSpec, summary: str, horizon: int | None, env_spec: Any = None
+) -> EnvironmentCard:
+    """What a data set of that id says about an environment that is none of ours."""
+    return EnvironmentCard(parse_id(dataset_id).task, spec, summary, env_spec, None, None, horizon)
+
+
+def write_collected(
+    dataset_id: str,
+    episodes: Episodes,
+    environment: EnvironmentCard,
+    *,
+    policy: str,
+    seed: int,
+    collection: Mapping[str, Any],
+    overwrite: bool,
+    root: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Path:
+    """Write episodes that one policy of somebody else collected."""
+    returns = episodes.team_returns
+    acted = BehaviorPolicy(
+        name=policy,
+        algorithm=policy,
+        step=0,
+        seed=seed,
+        hash="",
+        return_mean=float(returns.mean()),
+        return_std=float(returns.std()),
+        episodes=episodes.num_episodes,
+    )
+    return dataset.write(
+        dataset_id,
+        episodes,
+        environment=environment,
+        policies=[acted],
+        collection=collection,
+        overwrite=overwrite,
+        root=root,
+        progress=progress,
+    )
+
+
+def _stored_names(agents: list) -> list[str]:
+    """Names that data sets can hold: numbers and slashes are replaced."""
+    return [f"agent_{agent}" if isinstance(agent, int) else str(agent).replace("/", "_") for agent in agents]
+
+
+def _padded(vectors: Mapping[int, np.ndarray], agents: int, size: int) -> np.ndarray:
+    rows = np.zeros((agents, size), np.float32)
+    for index, vector in vectors.items():
+        rows[index, : len(vector)] = vector
+    return rows
+
+
+def _flat_action(value: Any, space: spaces.Space) -> np.ndarray | None:
+    """The action as a vector, a choice one-hot; None where it is not in its space."""
+    array = np.asarray(value)
+    if isinstance(space, spaces.Discrete):
+        if array.size != 1 or array.dtype.kind not in "iu":
+            return None
+        choice = int(array.item()) - int(space.start)
+        return np.eye(int(space.n), dtype=np.float32)[choice] if 0 <= choice < space.n else None
+    assert isinstance(space, spaces.Box)
+    low, high = space.low.reshape(-1), space.high.reshape(-1)
+    if array.dtype.kind not in "fiu" or array.size != len(low):
+        return None
+    vector = array.astype(np.float32).reshape(-1)
+    return vector if np.all((vector >= low - _OUTSIDE) & (vector <= high + _OUTSIDE)) else None
+
+
+def _of(values: Any, agent: Any, what: str, t: int) -> Any:
+    if not isinstance(values, Mapping) or agent not in values:
+        raise UserError(f"step {t}: {what} hold nothing for agent {agent!r}")
+    return values[agent]
+
+
+def _number(value: Any, agent: Any, t: int) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"step {t}: reward {value!r} of agent {agent!r} is no number") from error
+    if not np.isfinite(number):
+        raise UserError(f"step {t}: reward of agent {agent!r} is {number}")
+    return number
