@@ -71,7 +71,7 @@ def test_sources_in_figures(root: Path) -> None:
 
 def test_uniform_actions_and_the_published_level(root: Path) -> None:
     found = study(CN_ID, root).description
-    assert found.published == 159.6
+    assert (found.published, found.terminated) == (159.6, 0.0)
     assert all(0.9 < agent.entropy <= 1.0 for agent in found.agents)
     assert found.score(found.reference_expert or 0.0) == 100.0
     files = [path for path in (root / CN_ID).rglob("*") if path.is_file()]
