@@ -292,17 +292,17 @@ class _Training:
 
     def _restore(self, state: dict[str, Any]) -> None:
         run = self._run
-        self._landed = state["landed"]
-        if run.memory is not None and (run.learns_from_memory or not self._has(MEDIUM)):
-            try:
+        try:
+            self._landed = state["landed"]
+            if run.memory is not None and (run.learns_from_memory or not self._has(MEDIUM)):
                 run.memory.restore(self._folder / _COLLECTED, state["run"]["segments"] * self._config.segment_steps)
-            except (OSError, ValueError) as error:
-                raise UserError(f"cannot go on in {self._folder}: {error}; delete it to train anew") from error
-        run.restore(state["run"])
-        self._log, self._before = state["log"], state["seconds"]
-        if state["below"] is not None:
-            self._below = copy.deepcopy(run.actor)
-            self._below.load_state_dict(state["below"])
+            run.restore(state["run"])
+            self._log, self._before = state["log"], state["seconds"]
+            if state["below"] is not None:
+                self._below = copy.deepcopy(run.actor)
+                self._below.load_state_dict(state["below"])
+        except (OSError, ValueError, LookupError, RuntimeError) as error:  # damaged, or of another version
+            raise UserError(f"cannot go on in {self._folder}: {error}; delete it to train anew") from error
 
     def _finish(self) -> None:
         """Leave what others read: the policies, what was collected until the medium level, and the log."""
