@@ -9,7 +9,9 @@ import typer
 
 from .common import Root
 
-Verify = Annotated[bool, typer.Option("--verify", help="Compute the content hash of the data anew (validate looks deeper).")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Compute the content hash of the data anew (validate looks deeper).")
+]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Data set ids.")]
 
 
