@@ -150,8 +150,12 @@ def test_films_show_the_recorded_states(root: Path) -> None:
     env = make("cn")
     begin = int(data.episodes.episode_start[2])
     states = observed_states(find("cn"), data.episodes.obs[begin : begin + 26])
-    for frame, picture in zip(frames[:3], env.film(states, 10), strict=True):
+    first = int(data.episodes.transition_start[2])
+    for frame, picture, step in zip(frames[:3], env.film(states, 10), (0, 10, 20), strict=True):
         np.testing.assert_array_equal(frame[-picture.shape[0] :], picture)
+        earned = data.episodes.team_rewards[first : first + step].sum(dtype=np.float64)
+        caption = film._captioned(picture, f"episode 2, step {step} of 25, return {earned:.1f}")
+        np.testing.assert_array_equal(frame, caption)
     strips = [frame[:-408] for frame in frames]
     assert all((one != other).any() for one, other in itertools.pairwise(strips))
 
