@@ -58,6 +58,7 @@ def shared_home(tiny: DataRecipe, tmp_path_factory: pytest.TempPathFactory) -> P
     home = tmp_path_factory.mktemp("behaviour")
     with single_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OM2P_HOME", str(home))
+        patch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
         training.train(find("cn"), tiny.behavior, seed=0, progress=False)
     return home
 

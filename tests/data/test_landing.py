@@ -105,12 +105,14 @@ class Stage:
     def __init__(self, patch: pytest.MonkeyPatch, returns: Landscape = float, judged: Landscape | None = None):
         self._patch = patch
         self.evaluations = self.judgements = 0
+        self.seeds: tuple[set[int], set[int]] = (set(), set())  # of evaluations and of judgements
 
         def known(policy: GaussianNoise, env: VectorEnv, seed: int) -> np.ndarray:
-            del seed
+            assert vars(policy)["_sigma"] == recipe(1).collection_noise
             judging = env.num_envs == JUDGING
             self.judgements += judging
             self.evaluations += not judging
+            self.seeds[judging].add(seed)
             value = (judged or returns if judging else returns)(place_of(vars(policy)["_policy"]))
             return np.full(env.num_envs, value)
 
@@ -212,6 +214,14 @@ def test_what_cannot_land_costs_one_evaluation(patch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError):
         stage.train([150, 50, 60, 94, 95.5])
     assert (stage.evaluations, stage.judgements) == (5, 0)
+
+
+def test_levels_are_judged_on_starts_that_did_not_choose_the_policy(patch: pytest.MonkeyPatch) -> None:
+    stage = Stage(patch)
+    stage.train([50, 150, 250])
+    choosing, judging = stage.seeds
+    assert (len(choosing), len(judging)) == (1, 1)
+    assert choosing != judging
 
 
 def test_only_the_medium_level(patch: pytest.MonkeyPatch) -> None:
