@@ -6,10 +6,12 @@ collection was interrupted. `python -m om2p_data.collection` is one of the proce
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,23 +21,23 @@ from typing import Any, cast
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from pettingzoo import AECEnv
-from pettingzoo.utils import aec_to_parallel
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_bytes
 from tqdm import tqdm
 
 from om2p_data import dataset
 from om2p_data.collector import Collector, describe, write_collected
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
-from om2p_data.provenance import commit
 from om2p_data.recording import EpisodeBuffer
 from om2p_data.rollout import enough
-from om2p_data.storage import locked, make_namespaces, parse_id, write_whole
+from om2p_data.spec import TeamSpec
+from om2p_data.storage import locked, make_namespaces, parse_id, reason, write_whole
 
 RANDOM = "random"
-_EPISODES_PER_SHARD = 25
+_STEPS_PER_SHARD = 2_000  # about: shards hold whole episodes, and as many as of the length of the first
+_NEVER = 100_000  # steps after which an episode without a limit is taken for endless
 _PLAN = "plan.json"
 
 Policy = Callable[[dict, np.random.Generator], dict]
@@ -83,24 +85,27 @@ def collect(
     parsed = parse_id(dataset_id)
     if not parsed.namespace:
         raise UserError(f"data set id {dataset_id!r} must read <namespace>/<task>/<tier>-v<N>")
-    plan = {"env": env, "policy": policy, "seed": seed, "max_steps": max_steps, "shard": _EPISODES_PER_SHARD}
-    player = _Player(plan)  # before anything is written: most mistakes show here
-    spec = player.spec()
+    plan = {"env": env, "policy": policy, "seed": seed, "max_steps": max_steps}
+    player = _Player(plan)
+    first = player.play(range(1))  # before anything is written: most mistakes show here
+    plan["shard"] = max(1, min(_STEPS_PER_SHARD, transitions) // first.num_transitions)
     final = dataset.datasets_root(root) / dataset_id
     shards = final.with_name(f".{final.name}.collecting")
     try:
         make_namespaces(dataset.datasets_root(root), parsed)
         shards.mkdir(exist_ok=True)
         with locked(shards, wait=False):
-            _check_plan(shards, plan)
-            episodes = _gather(shards, plan, player, transitions, workers, progress)
+            plan = _agreed(shards, plan)
+            with _keeping(shards):
+                episodes = _gather(shards, plan, player, transitions, workers, progress)
+            summary, remade = f"{parsed.task} ({env})", _env_spec(parsed.task, env, max_steps)
             folder = write_collected(
                 dataset_id,
                 episodes,
-                describe(dataset_id, spec, f"{parsed.task} ({env})", max_steps, _env_spec(parsed.task, env, max_steps)),
+                describe(dataset_id, player.spec, summary, max_steps, remade),
                 policy=policy,
                 seed=seed,
-                collection={**plan, "commit": commit(), "transitions_requested": transitions},
+                collection={**plan, "transitions_requested": transitions},
                 overwrite=overwrite,
                 root=root,
                 progress=progress,
@@ -109,7 +114,7 @@ def collect(
     except BlockingIOError as error:
         raise UserError(f"{dataset_id} is being collected by another process") from error
     except OSError as error:
-        raise UserError(f"cannot collect in {shards}: {error.strerror or error}") from error
+        raise UserError(f"cannot collect in {shards}: {reason(error)}") from error
     return folder, episodes
 
 
@@ -135,7 +140,7 @@ def _shards(folder: Path, plan: dict[str, Any], player: _Player, workers: int) -
     index = 0
     if workers == 1:
         while True:
-            yield _shard(folder, index) or player.shard(folder, index)
+            yield _shard(folder, index) or player.shard(folder, plan["shard"], index)
             index += 1
     processes = [_start(folder, plan) for _ in range(workers)]
     try:
@@ -164,6 +169,11 @@ def _shard(folder: Path, index: int) -> Episodes | None:
         raise UserError(f"{path} is damaged: delete it and give the same command again") from error
 
 
+def _finished(folder: Path) -> bool:
+    """Whether there is any shard."""
+    return any(folder.glob("shard-*"))
+
+
 def _shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:06d}.safetensors"
 
@@ -176,22 +186,27 @@ class _Player:
         self._collector = made_collector(plan["env"], plan["max_steps"])
         self._policy = _policy(plan["policy"], self._collector)
 
-    def spec(self) -> Any:
-        """The team; one reset shows it."""
-        _call("reset()", lambda: self._collector.reset(seed=self._seeds(0)[0]))
+    @property
+    def spec(self) -> TeamSpec:
         return self._collector.spec
 
-    def shard(self, folder: Path, index: int) -> Episodes:
-        """Play one shard and write it."""
-        size = self._plan["shard"]
-        for episode in range(index * size, (index + 1) * size):
+    def shard(self, folder: Path, size: int, index: int) -> Episodes:
+        """Play one shard of so many episodes and write it."""
+        episodes = self.play(range(index * size, (index + 1) * size))
+        # Not safetensors' own file writer: where the disk is full it raises no OSError.
+        content = to_bytes(episodes.arrays())
+        write_whole(_shard_path(folder, index), lambda path: path.write_bytes(content))
+        return episodes
+
+    def play(self, numbers: range) -> Episodes:
+        """Play the episodes of these numbers."""
+        for episode in numbers:
             try:
                 self._play(episode)
             except UserError as error:
                 raise UserError(f"episode {episode}, {error}") from error
         episodes = self._collector.take()
         assert episodes is not None
-        write_whole(_shard_path(folder, index), lambda path: save_file(episodes.arrays(), path))
         return episodes
 
     def _play(self, episode: int) -> None:
@@ -201,10 +216,14 @@ class _Player:
         if hasattr(self._policy, "reset"):
             _call("reset() of the policy", self._policy.reset)  # pyright: ignore[reportFunctionMemberAccess]
         observations, _ = _call("reset()", lambda: collector.reset(seed=env_seed))
+        steps = 0
         while collector.agents:
             there = {agent: observations[agent] for agent in collector.agents}
             actions = _call("the policy", lambda there=there: self._policy(there, rng))
             observations = _call("step()", lambda actions=actions: collector.step(actions))[0]
+            steps += 1
+            if steps == _NEVER and collector.agents and self._plan["max_steps"] is None:
+                raise UserError(f"it has not ended after {_NEVER:,} steps: --max-steps cuts episodes off")
 
     def _seeds(self, episode: int) -> tuple[int, int]:
         # 31 bits: more is too much for some environments.
@@ -218,10 +237,7 @@ def made_collector(env: str, max_steps: int | None = None) -> Collector:
     Raises:
         UserError: nothing there, or no PettingZoo environment.
     """
-    made = _call(f"--env {env}", load(env, "--env"))
-    if isinstance(made, AECEnv):
-        made = _call("the conversion to a parallel environment", lambda: aec_to_parallel(made))
-    return Collector(made, max_steps=max_steps)
+    return Collector(_call(f"--env {env}", load(env, "--env")), max_steps=max_steps)
 
 
 def load(name: str, option: str) -> Any:
@@ -288,19 +304,42 @@ def _call(what: str, function: Callable[[], Any]) -> Any:
         raise UserError(f"{what} failed: {text}{place}") from error
 
 
-def _check_plan(shards: Path, plan: dict[str, Any]) -> None:
-    """Whether the shards that are there belong to this collection; a new one begins if there are none."""
+def _agreed(shards: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the shards that are there, if it is this one but for their size; without any, this plan begins."""
     path = shards / _PLAN
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != plan:
-            name = next(key for key in plan if found.get(key) != plan[key])
+    if not _finished(shards):
+        write_whole(path, lambda temporary: temporary.write_text(json.dumps(plan), encoding="utf-8"))
+        return plan
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        size = int(found["shard"])
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{path} is missing or damaged: delete {shards}") from error
+    wanted = plan | {"shard": size}
+    for name, value in wanted.items():
+        if found.get(name) != value:
             raise UserError(
-                f"an interrupted collection with {name} = {found.get(name)!r} instead of {plan[name]!r} lies in "
+                f"an interrupted collection with {name} = {found.get(name)!r} instead of {value!r} lies in "
                 f"{shards}: finish it with its own settings, or delete that folder"
             )
-    else:
-        write_whole(path, lambda temporary: temporary.write_text(json.dumps(plan), encoding="utf-8"))
+    return wanted
+
+
+@contextlib.contextmanager
+def _keeping(shards: Path) -> Iterator[None]:
+    """Where the block fails, finished shards stay and the error says so; without any, the folder goes."""
+    try:
+        yield
+    except BaseException as error:
+        if not _finished(shards):
+            shutil.rmtree(shards, ignore_errors=True)
+            raise
+        kept = f"finished episodes are kept in {shards}, and the same command goes on from there"
+        if isinstance(error, UserError):
+            raise UserError(f"{error} ({kept})") from error
+        if isinstance(error, KeyboardInterrupt):
+            print(kept, file=sys.stderr)
+        raise
 
 
 def _env_spec(task: str, env: str, max_steps: int | None) -> EnvSpec:
@@ -342,15 +381,21 @@ def _listen(process: subprocess.Popen) -> None:
 
 def _work() -> None:
     """What one of the processes does: play the shards that standard input names."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process is interrupted too, and ends the others
     answers, sys.stdout = sys.stdout, sys.stderr  # what the environment prints must not be taken for an answer
     told = json.loads(sys.stdin.readline())
-    try:
-        player = _Player(told["plan"])
-        for line in sys.stdin:
-            player.shard(Path(told["folder"]), json.loads(line))
-            print(json.dumps({"played": json.loads(line)}), file=answers, flush=True)
-    except UserError as error:
-        print(json.dumps({"error": str(error)}), file=answers, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # the first process was killed
+        try:
+            player = _Player(told["plan"])
+            for line in sys.stdin:
+                player.shard(Path(told["folder"]), told["plan"]["shard"], json.loads(line))
+                print(json.dumps({"played": json.loads(line)}), file=answers, flush=True)
+        except (UserError, OSError) as error:
+            print(
+                json.dumps({"error": str(error) if isinstance(error, UserError) else reason(error)}),
+                file=answers,
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

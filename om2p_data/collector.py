@@ -17,58 +17,54 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo import ParallelEnv
+from pettingzoo import AECEnv, ParallelEnv
+from pettingzoo.utils import BaseParallelWrapper, aec_to_parallel
 
 from om2p_data import dataset
+from om2p_data.conversion import action_vector, observation_vector, own_action, padded, stored_name
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
 from om2p_data.metadata import BehaviorPolicy
+from om2p_data.provenance import origin
 from om2p_data.spec import EnvironmentCard, TeamSpec
 from om2p_data.storage import parse_id
 
-_OUTSIDE = 1e-5  # by which float32 may leave a bound of float64
+_RECORDED_PACKAGES = ("om2p", "gymnasium", "numpy", "pettingzoo")
 
 
-class Collector(ParallelEnv):
+class Collector(BaseParallelWrapper):
     """A parallel environment that records whole episodes.
 
     An episode that is reset before it has ended is dropped. Agents may leave before the others, not join later.
 
     Args:
-        env: the environment, not yet reset.
+        env: the environment, not yet reset; a turn-based one is made parallel, where PettingZoo can do that.
         max_steps: episodes are cut off after so many steps; environments that never end need it.
 
     Raises:
         UserError: not a parallel environment, or an agent sees or does what cannot be stored.
     """
 
-    metadata = {"name": "om2p-collector", "render_modes": []}  # noqa: RUF012 (PettingZoo declares it so)
-
-    def __init__(self, env: ParallelEnv, *, max_steps: int | None = None):
+    def __init__(self, env: ParallelEnv | AECEnv, *, max_steps: int | None = None):
+        if isinstance(env, AECEnv):
+            env = _parallel(env)
         needed = ("possible_agents", "observation_space", "action_space", "reset", "step")
         missing = [name for name in needed if not hasattr(env, name)]
         if missing:
             raise UserError(f"{type(env).__name__} is no PettingZoo parallel environment: it has no {missing[0]}")
         if not env.possible_agents:
             raise UserError(f"{type(env).__name__} has no possible_agents")
-        self.env = env
-        self.metadata = {**self.metadata, **getattr(env, "metadata", {})}
-        self.render_mode = getattr(env, "render_mode", None)
+        super().__init__(env)
         self.possible_agents = list(env.possible_agents)
         self.agents: list = []
         self._max_steps = max_steps
-        self._names = dict(zip(self.possible_agents, _stored_names(self.possible_agents), strict=True))
+        self._index = {agent: index for index, agent in enumerate(self.possible_agents)}
+        self._names = {agent: stored_name(agent) for agent in self.possible_agents}
         self._sees = {agent: env.observation_space(agent) for agent in self.possible_agents}
         self._does = {agent: env.action_space(agent) for agent in self.possible_agents}
         self._spec: TeamSpec | None = None
         self._open: _Episode | None = None
         self._done: list[Episodes] = []
-
-    def observation_space(self, agent: Any) -> spaces.Space:
-        return self._sees[agent]
-
-    def action_space(self, agent: Any) -> spaces.Space:
-        return self._does[agent]
 
     @property
     def spec(self) -> TeamSpec:
@@ -96,14 +92,14 @@ class Collector(ParallelEnv):
         strangers = [agent for agent in self.agents if agent not in self._names]
         if strangers or not self.agents:
             raise UserError(f"after reset(), agents is {self.agents}, possible_agents {self.possible_agents}")
-        state = self._state()
         if self._spec is None:
+            state = self._state()
             self._spec = self._describe(None if state is None else len(state))
         absent = [agent for agent in self.possible_agents if agent not in self.agents]
         if absent:
             raise UserError(f"agent {absent[0]!r} is not there when the episode begins: agents may leave, not join")
         self._open = _Episode(self._spec, -1 if seed is None else seed)
-        self._last_rows = self._open.observe(self._flat_observations(observations, self.agents, 0), state)
+        self._last_rows = self._observe(self._open, observations, self.agents)
         return observations, infos
 
     def step(self, actions: dict) -> tuple[dict, dict, dict, dict, dict]:
@@ -116,6 +112,7 @@ class Collector(ParallelEnv):
         episode = self._open
         if episode is None:
             raise UserError("the episode is over: call reset() before step()")
+        self._open = None  # until the step is recorded: after an error the episode is dropped
         t, before = episode.length + 1, self.agents
         recorded = self._flat_actions(actions, before, t)
         answer = self.env.step(actions)
@@ -124,27 +121,28 @@ class Collector(ParallelEnv):
         observations, rewards, terminations, truncations, infos = answer
         if self._max_steps is not None and t >= self._max_steps:
             truncations = {agent: not _of(terminations, agent, "terminations", t) for agent in before}
-        ended = {}
-        for agent in before:
-            flags = [
-                bool(_of(flag, agent, name, t))
-                for flag, name in ((terminations, "terminations"), (truncations, "truncations"))
-            ]
-            ended[agent] = flags
+        ended = {
+            agent: (
+                bool(_of(terminations, agent, "terminations", t)),
+                bool(_of(truncations, agent, "truncations", t)),
+            )
+            for agent in before
+        }
         left = [agent for agent in before if not any(ended[agent])]
-        self._check_agents(left, t)
-        self.agents = left
+        if left:
+            _check_agents(list(self.env.agents), before, left, t)
         numbers = {agent: _number(_of(rewards, agent, "rewards", t), agent, t) for agent in before}
-        seen = self._flat_observations(observations, before, t)
         episode.add(
             recorded,
-            {self._index(agent): value for agent, value in numbers.items()},
-            {self._index(agent): flags for agent, flags in ended.items()},
+            {self._index[agent]: value for agent, value in numbers.items()},
+            {self._index[agent]: flags for agent, flags in ended.items()},
         )
-        self._last_rows = episode.observe(seen, self._state())
-        if not left:
+        self._last_rows = self._observe(episode, observations, before)
+        self.agents = left
+        if left:
+            self._open = episode
+        else:
             self._done.append(episode.finish())
-            self._open = None
         return observations, rewards, terminations, truncations, infos
 
     def last_observations(self) -> dict[str, np.ndarray]:
@@ -161,31 +159,15 @@ class Collector(ParallelEnv):
         Returns:
             Rewards float32 [N], whether every agent of the team has terminated, whether one was cut off at the end.
         """
-        own = {}
-        for agent in self.agents:
-            space, value = self._does[agent], actions[self._names[agent]]
-            if isinstance(space, spaces.Discrete):
-                own[agent] = int(value) + int(space.start)
-            else:
-                assert isinstance(space, spaces.Box)
-                own[agent] = np.asarray(value, space.dtype).reshape(space.shape)
+        own = {agent: own_action(self._does[agent], actions[self._names[agent]]) for agent in self.agents}
         _, rewards, *_ = self.step(own)
         row = np.zeros(len(self.possible_agents), np.float32)
         for agent, value in rewards.items():
-            row[self._index(agent)] = value
+            row[self._index[agent]] = value
         if self.agents:
             return row, False, False
         last = self._done.pop()
         return row, bool(last.team_terminated[-1]), bool(last.team_truncated[-1])
-
-    def render(self) -> Any:
-        return self.env.render()
-
-    def state(self) -> np.ndarray:
-        return self.env.state()
-
-    def close(self) -> None:
-        self.env.close()
 
     def take(self) -> Episodes | None:
         """The episodes completed since the last call, None if there are none."""
@@ -221,7 +203,7 @@ class Collector(ParallelEnv):
         return write_collected(
             dataset_id,
             episodes,
-            describe(dataset_id, self.spec, summary or str(self.metadata["name"]), self._max_steps),
+            describe(dataset_id, self.spec, summary or self._env_name(), self._max_steps),
             policy=policy,
             seed=0,
             collection={},
@@ -236,8 +218,8 @@ class Collector(ParallelEnv):
         does = spaces.Dict({self._names[agent]: space for agent, space in self._does.items()})
         return TeamSpec.of_spaces(names, sees, does, state_dim)
 
-    def _index(self, agent: Any) -> int:
-        return self.possible_agents.index(agent)
+    def _env_name(self) -> str:
+        return str(getattr(self.env, "metadata", {}).get("name") or type(self.env).__name__)
 
     def _state(self) -> np.ndarray | None:
         """Global state [S] where the environment has one that is a vector."""
@@ -249,43 +231,26 @@ class Collector(ParallelEnv):
             return None
         return state.astype(np.float32).reshape(-1)
 
-    def _flat_observations(self, observations: Any, agents: list, t: int) -> dict[int, np.ndarray]:
-        flat = {}
+    def _observe(self, episode: _Episode, observations: Any, agents: list) -> np.ndarray:
+        """Record what the agents see and the state; float32 [N, O]."""
+        t, vectors = episode.length, {}
         for agent in agents:
             value = _of(observations, agent, "observations", t)
-            space = self._sees[agent]
             try:
-                vector = np.asarray(spaces.flatten(space, value), np.float32).reshape(-1)
-            except Exception as error:  # whatever the space's own flattening stumbles over
-                raise UserError(f"step {t}: observation of agent {agent!r} does not fit {space}: {error}") from error
-            wanted = spaces.flatdim(space)
-            if len(vector) != wanted:
-                raise UserError(f"step {t}: observation of agent {agent!r} has {len(vector)} entries, not {wanted}")
-            if not np.isfinite(vector).all():
-                raise UserError(f"step {t}: observation of agent {agent!r} holds NaN or infinity")
-            flat[self._index(agent)] = vector
-        return flat
+                vectors[self._index[agent]] = observation_vector(self._sees[agent], value)
+            except UserError as error:
+                raise UserError(f"step {t}: observation of agent {agent!r} {error}") from error
+        return episode.observe(vectors, self._state() if self.spec.state_dim is not None else None)
 
     def _flat_actions(self, actions: Any, agents: list, t: int) -> dict[int, np.ndarray]:
         flat = {}
         for agent in agents:
             value, space = _of(actions, agent, "actions", t), self._does[agent]
-            vector = _flat_action(value, space)
+            vector = action_vector(space, value)
             if vector is None:
                 raise UserError(f"step {t}: action {value!r} of agent {agent!r} is outside its space {space}")
-            flat[self._index(agent)] = vector
+            flat[self._index[agent]] = vector
         return flat
-
-    def _check_agents(self, left: list, t: int) -> None:
-        """Whether the environment's list of agents is what the flags say."""
-        there = list(self.env.agents)
-        joined = [agent for agent in there if agent not in self.agents]
-        if joined:
-            raise UserError(f"step {t}: agent {joined[0]!r} joined: agents may leave, not join")
-        vanished = [agent for agent in left if agent not in there]
-        cut_off = self._max_steps is not None and t >= self._max_steps
-        if vanished and not cut_off:
-            raise UserError(f"step {t}: agent {vanished[0]!r} vanished without being terminated or truncated")
 
 
 class _Episode:
@@ -302,7 +267,7 @@ class _Episode:
         return len(self._rows)
 
     def observe(self, vectors: Mapping[int, np.ndarray], state: np.ndarray | None) -> np.ndarray:
-        self._obs.append(_padded(vectors, self._spec.num_agents, self._spec.obs_dim))
+        self._obs.append(padded(vectors, self._spec.num_agents, self._spec.obs_dim))
         if self._spec.state_dim is not None:
             if state is None or len(state) != self._spec.state_dim or not np.isfinite(state).all():
                 raise UserError(f"step {self.length}: state() is not the finite vector that it was at first")
@@ -310,7 +275,7 @@ class _Episode:
         return self._obs[-1]
 
     def add(
-        self, actions: Mapping[int, np.ndarray], rewards: Mapping[int, float], ended: Mapping[int, list[bool]]
+        self, actions: Mapping[int, np.ndarray], rewards: Mapping[int, float], ended: Mapping[int, tuple[bool, bool]]
     ) -> None:
         agents = self._spec.num_agents
         flags = np.zeros((2, agents), bool)
@@ -318,7 +283,7 @@ class _Episode:
         for index, (terminated, truncated) in ended.items():
             flags[:, index] = terminated, truncated
             reward[index] = rewards[index]
-        self._rows.append((_padded(actions, agents, self._spec.act_dim), reward, flags[0], flags[1]))
+        self._rows.append((padded(actions, agents, self._spec.act_dim), reward, flags[0], flags[1]))
 
     def finish(self) -> Episodes:
         actions, rewards, terminated, truncated = (np.stack(column) for column in zip(*self._rows, strict=True))
@@ -371,39 +336,36 @@ def write_collected(
         episodes,
         environment=environment,
         policies=[acted],
-        collection=collection,
+        collection={**collection, **origin(_RECORDED_PACKAGES)},
         overwrite=overwrite,
         root=root,
         progress=progress,
     )
 
 
-def _stored_names(agents: list) -> list[str]:
-    """Names that data sets can hold: numbers and slashes are replaced."""
-    return [f"agent_{agent}" if isinstance(agent, int) else str(agent).replace("/", "_") for agent in agents]
+def _parallel(env: AECEnv) -> ParallelEnv:
+    try:
+        return aec_to_parallel(env)
+    except Exception as error:  # asserted, for environments in which the order of turns matters
+        raise UserError(f"{env} is turn-based and cannot be made parallel: {error}") from error
 
 
-def _padded(vectors: Mapping[int, np.ndarray], agents: int, size: int) -> np.ndarray:
-    rows = np.zeros((agents, size), np.float32)
-    for index, vector in vectors.items():
-        rows[index, : len(vector)] = vector
-    return rows
+def _check_agents(there: list, before: list, left: list, t: int) -> None:
+    """Whether an environment's list of agents is what its flags say.
 
-
-def _flat_action(value: Any, space: spaces.Space) -> np.ndarray | None:
-    """The action as a vector, a choice one-hot; None where it is not in its space."""
-    array = np.asarray(value)
-    if isinstance(space, spaces.Discrete):
-        if array.size != 1 or array.dtype.kind not in "iu":
-            return None
-        choice = int(array.item()) - int(space.start)
-        return np.eye(int(space.n), dtype=np.float32)[choice] if 0 <= choice < space.n else None
-    assert isinstance(space, spaces.Box)
-    low, high = space.low.reshape(-1), space.high.reshape(-1)
-    if array.dtype.kind not in "fiu" or array.size != len(low):
-        return None
-    vector = array.astype(np.float32).reshape(-1)
-    return vector if np.all((vector >= low - _OUTSIDE) & (vector <= high + _OUTSIDE)) else None
+    Args:
+        there: its list, after step t.
+        before: the list before.
+        left: those of them that have not ended.
+    """
+    for agent in there:
+        if agent not in before:
+            raise UserError(f"step {t}: agent {agent!r} joined: agents may leave, not join")
+        if agent not in left:
+            raise UserError(f"step {t}: agent {agent!r} has ended, but is still among the environment's agents")
+    for agent in left:
+        if agent not in there:
+            raise UserError(f"step {t}: agent {agent!r} vanished without being terminated or truncated")
 
 
 def _of(values: Any, agent: Any, what: str, t: int) -> Any:
@@ -414,7 +376,8 @@ def _of(values: Any, agent: Any, what: str, t: int) -> Any:
 
 def _number(value: Any, agent: Any, t: int) -> float:
     try:
-        number = float(value)
+        with np.errstate(over="ignore"):
+            number = float(np.float32(value))
     except (TypeError, ValueError) as error:
         raise UserError(f"step {t}: reward {value!r} of agent {agent!r} is no number") from error
     if not np.isfinite(number):

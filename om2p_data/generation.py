@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from om2p_data import dataset, tiers
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
 from om2p_data.hdf5 import Layout
-from om2p_data.provenance import commit
+from om2p_data.provenance import origin
 from om2p_data.spec import EnvironmentCard
 from om2p_data.tiers import Collected, DataRecipe, Tier
 
@@ -68,14 +66,12 @@ def generate(
     )
     collection = {
         "seed": seed,
-        "commit": commit(),
+        **origin(_RECORDED_PACKAGES),
         "transitions_requested": transitions,
         "expert_share_requested": expert_share,
         "recipe": config.model_dump(mode="json"),
         "prey": make(task.name).prey_identity,
         "teams": {team.level: team.card for team in collected.teams},
-        "packages": {name: metadata.version(name) for name in _RECORDED_PACKAGES},
-        "python": platform.python_version(),
     }
     folder = dataset.write(
         dataset_id,

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).parents[1]
+
+
+def origin(packages: Iterable[str]) -> dict[str, Any]:
+    """What a collection says about the code that it ran on: commit, versions of these packages, Python."""
+    return {
+        "commit": commit(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+    }
 
 
 def commit() -> str | None:

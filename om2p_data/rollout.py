@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from om2p_data.behavior.policy import Policy
 from om2p_data.envs.vector import VectorEnv
 from om2p_data.episodes import Episodes
 from om2p_data.recording import EpisodeBuffer, Recorder
+
+if TYPE_CHECKING:  # policies bring PyTorch, which takes seconds to import and which collecting need not pay
+    from om2p_data.behavior.policy import Policy
 
 
 def rollout(

@@ -196,5 +196,6 @@ def _flat_box(agent: str, space: spaces.Space) -> spaces.Box:
     if isinstance(space, spaces.Discrete):
         return spaces.Box(0.0, 1.0, (int(space.n),), np.float32)
     if isinstance(space, spaces.Box):
-        return spaces.Box(space.low.ravel(), space.high.ravel(), dtype=np.float32)
+        low, high = (bound.ravel().astype(np.float32) for bound in (space.low, space.high))
+        return spaces.Box(low, high, dtype=np.float32)
     raise UserError(f"agent {agent!r} acts in {type(space).__name__}: only Box and Discrete actions can be stored")

@@ -146,15 +146,11 @@ class FactoryTeam(gymnasium.Env):
     Args:
         factory: `package.module:factory`, which called without arguments gives the environment.
         max_steps: episodes are cut off after so many steps.
-        render_mode: None; how the environment is drawn is the factory's to say.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
-
-    def __init__(self, factory: str, max_steps: int | None = None, render_mode: str | None = None):
+    def __init__(self, factory: str, max_steps: int | None = None):
         from om2p_data.collection import made_collector  # collecting needs the adapters of this module's package
 
-        self.render_mode = render_mode
         self._env = made_collector(factory, max_steps)
         self._env.reset()
         self.observation_space = self._env.spec.observation_space()

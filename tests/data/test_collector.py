@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,133 +13,36 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from mpe2 import simple_speaker_listener_v4
-from pettingzoo import ParallelEnv
+from om2p_cli import data as command_line
 
 from om2p_data import collection, dataset
 from om2p_data.collector import Collector
+from om2p_data.conversion import action_vector, observation_vector
 from om2p_data.envs import parallel_env
 from om2p_data.errors import UserError
+from om2p_data.validation.findings import Severity
+from om2p_data.validation.run import validate
+
+from .games import Chooser, Harvest, Late
 
 ID = "lab/harvest/random-v0"
-# A module of somebody else: a scout (discrete, leaves early), a tractor (continuous) and agent number 7.
-GAMES = """
-import time
-import numpy as np
-from gymnasium import spaces
-from pettingzoo import ParallelEnv
-
-class Harvest(ParallelEnv):
-    metadata = {"name": "harvest"}
-    def __init__(self, broken=None, endless=False, slow=0.0):
-        self.possible_agents = ["scout", "big/tractor", 7]
-        self.broken, self.endless, self.slow = broken, endless, slow
-    def observation_space(self, agent):
-        if agent == "scout":
-            return spaces.Dict({"observation": spaces.Box(-9, 9, (2,)), "action_mask": spaces.Box(0, 1, (4,), np.int8)})
-        return spaces.Box(-np.inf, np.inf, (3, 1) if agent == 7 else (5,))
-    def action_space(self, agent):
-        if agent == "scout":
-            return spaces.Discrete(4, start=-1)
-        return spaces.Box(-2.0, 1.0, (1,) if agent == 7 else (2,), np.float64)
-    def see(self):
-        every = {
-            "scout": {"observation": self.rng.random(2), "action_mask": np.array([0, 1, 1, 0], np.int8)},
-            "big/tractor": np.full(5, self.t),
-            7: self.rng.random((3, 1)),
-        }
-        return {agent: every[agent] for agent in self.here}
-    def reset(self, seed=None, options=None):
-        self.rng = np.random.default_rng(seed)
-        self.t, self.length = 0, 4 + int(self.rng.integers(3))
-        self.agents = self.here = list(self.possible_agents)
-        return self.see(), {agent: {} for agent in self.agents}
-    def state(self):
-        return np.array([self.t, self.length, 0.5])
-    def step(self, actions):
-        time.sleep(self.slow)
-        assert set(actions) == set(self.agents)
-        self.here = list(self.agents)
-        self.t += 1
-        if self.broken == "raise" and self.t == 2:
-            raise RuntimeError("out of fuel")
-        over = not self.endless and self.t == self.length
-        terminations = {agent: over for agent in self.here}
-        if self.t == 2 and "scout" in terminations:
-            terminations["scout"] = True
-        rewards = {agent: float(self.t) for agent in self.here}
-        seen = self.see()
-        self.agents = [agent for agent in self.here if not terminations[agent]]
-        if self.broken == "nan":
-            rewards[7] = float("nan")
-        if self.broken == "missing":
-            del seen["big/tractor"]
-        if self.broken == "shape":
-            seen["big/tractor"] = np.zeros(4)
-        if self.broken == "infinite":
-            seen["big/tractor"] = np.full(5, np.inf)
-        if self.broken == "vanish":
-            self.agents = [agent for agent in self.agents if agent != 7]
-        if self.broken == "four":
-            return seen, rewards, terminations, {}
-        return seen, rewards, terminations, {agent: False for agent in self.here}, {agent: {} for agent in self.here}
-
-class Crowd(Harvest):
-    def step(self, actions):
-        answer = super().step(actions)
-        self.agents = [*self.agents, "newcomer"]
-        return answer
-
-class Eye(Harvest):
-    def observation_space(self, agent):
-        return spaces.Box(0, 255, (8, 8, 3), np.uint8)
-
-class Free(Harvest):
-    def action_space(self, agent):
-        return spaces.Box(-np.inf, np.inf, (1,))
-
-class Chooser:
-    def reset(self):
-        self.calls = 0
-    def __call__(self, observations, rng):
-        self.calls += 1
-        actions = {"scout": 1, "big/tractor": np.array([self.calls / 10, -1.5]), 7: rng.uniform(-2, 1, 1)}
-        return {agent: actions[agent] for agent in observations}
-
-def too_far(observations, rng):
-    return {agent: 2 if agent == "scout" else np.full(1 if agent == 7 else 2, 3.0) for agent in observations}
-
-def silent(observations, rng):
-    return {}
-
-def crash(observations, rng):
-    return 1 / 0
-
-not_a_policy = 3
-slow = lambda: Harvest(slow=0.01)
-raising, nan, missing, shape, infinite, vanish, four = (
-    (lambda name=name: Harvest(broken=name))
-    for name in ("raise", "nan", "missing", "shape", "infinite", "vanish", "four")
-)
-endless = lambda: Harvest(endless=True)
-nothing = lambda: object()
-"""
+GAMES = "tests.data.games"
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "somebodys_games.py").write_text(GAMES)
-    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    sys.modules.pop("somebodys_games", None)
     return tmp_path / "datasets"
 
 
-collect = functools.partial(collection.collect, ID, transitions=200, progress=False)
+def collect(env: str, policy: str = "random", *, transitions: int = 200, **settings) -> str:
+    """Collect from our games -> content hash."""
+    named = policy if policy == "random" else f"{GAMES}:{policy}"
+    collection.collect(ID, f"{GAMES}:{env}", named, transitions=transitions, progress=False, **settings)
+    return dataset.load(ID).metadata["content_hash"]
 
 
 def test_a_collector_records_what_it_sees() -> None:
-    from somebodys_games import Chooser, Harvest  # pyright: ignore[reportMissingImports]
-
     collector, policy, rng = Collector(Harvest()), Chooser(), np.random.default_rng(0)
     with pytest.raises(UserError, match="call reset"):
         collector.step({})
@@ -152,7 +52,7 @@ def test_a_collector_records_what_it_sees() -> None:
         policy.reset()
         while collector.agents:
             observations, *_ = collector.step(policy({agent: observations[agent] for agent in collector.agents}, rng))
-        lengths.append(collector.env.length)  # pyright: ignore[reportAttributeAccessIssue]
+        lengths.append(collector.length)  # the environment's own
     collector.reset(seed=9)  # an episode that does not end is dropped
     collector.step({"scout": 0, "big/tractor": np.zeros(2), 7: np.zeros(1)})
     collector.write(ID, policy="chooser", progress=False)
@@ -174,38 +74,54 @@ def test_a_collector_records_what_it_sees() -> None:
     assert data.rewards[2, 0] == 0
     assert data.state is not None
     assert data.state[: lengths[0] + 1, 0].tolist() == list(range(lengths[0] + 1))
+    assert (found.policies[0].name, found.environment.summary) == ("chooser", "harvest")
+    assert "pettingzoo" in found.metadata["collection"]["packages"]
 
 
-def test_collected_data_are_a_function_of_the_seed_alone(root: Path) -> None:
-    def hash_of(**settings) -> str:
-        collect("somebodys_games:Harvest", "somebodys_games:Chooser", overwrite=True, **settings)
-        return dataset.load(ID).metadata["content_hash"]
+def test_an_episode_with_an_error_is_dropped() -> None:
+    collector = Collector(parallel_env("cn"))
+    collector.reset(seed=0)
+    with pytest.raises(UserError, match="no episode was completed"):
+        collector.write(ID)
+    wrong = {agent: np.full(2, 1.5) for agent in collector.agents}
+    with pytest.raises(UserError, match=r"step 1: action .* of agent 'agent_0' is outside"):
+        collector.step(wrong)
+    with pytest.raises(UserError, match="the episode is over"):
+        collector.step(wrong)
 
-    one = hash_of(seed=3)
-    assert hash_of(seed=3, workers=2) == one
-    assert hash_of(seed=4) != one
+
+def test_collected_data_are_a_function_of_the_seed_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = collect("Harvest", "Chooser", seed=4)
+    one = collect("Harvest", "Chooser", seed=3, overwrite=True)
+    assert one != other
+    monkeypatch.setattr(collection, "_STEPS_PER_SHARD", 40)
+    assert collect("Harvest", "Chooser", seed=3, workers=2, overwrite=True) == one
     found = dataset.load(ID).episodes
     assert 200 <= found.num_transitions < 207
     assert len(set(found.seed)) == found.num_episodes
-    assert not list(root.rglob(".*collecting*"))
+    with pytest.raises(UserError, match=r"^episode \d+, step 1: reward of agent 7 is nan"):
+        # Its first episode is sound where the plan is made, and not where the others are played.
+        collection.collect(ID, f"{GAMES}:Late", transitions=600, workers=2, overwrite=True, progress=False)
+    assert dataset.load(ID).metadata["content_hash"] == one
 
 
 def test_a_random_policy_keeps_to_the_mask_and_stock_minari_remakes_the_environment() -> None:
-    collect("somebodys_games:Harvest", seed=1)
+    collect("Harvest", seed=1)
     stock = minari.load_dataset(ID)
-    episode = stock[0]
-    present = len(episode.actions["scout"][:2])
-    assert set(np.concatenate([stock[i].actions["scout"][:present] for i in range(20)])) == {1, 2}
-    env = stock.recover_environment()
+    assert set(np.concatenate([episode.actions["scout"][:2] for episode in stock])) == {1, 2}
+    env, episode = stock.recover_environment(), stock[0]
+    assert env.observation_space == stock.observation_space
+    assert env.action_space == stock.action_space
     observations, _ = env.reset(seed=int(dataset.load(ID).episodes.seed[0]))
     np.testing.assert_array_equal(observations["agent_7"], episode.observations["agent_7"][0])
-    assert env.observation_space == stock.observation_space
     for t in range(len(episode.rewards)):
         actions = {agent: episode.actions[agent][t] for agent in episode.actions}
         observations, reward, terminated, truncated, _ = env.step(actions)
-        np.testing.assert_array_equal(observations["scout"], episode.observations["scout"][t + 1])
+        for agent, seen in observations.items():
+            np.testing.assert_array_equal(seen, episode.observations[agent][t + 1])
         assert reward == pytest.approx(episode.rewards[t])
         assert (terminated, truncated) == (episode.terminations[t], episode.truncations[t])
+    assert [finding for finding in validate(ID, full=True) if finding.severity is not Severity.OK] == []
 
 
 def test_public_environments() -> None:
@@ -226,65 +142,140 @@ def test_public_environments() -> None:
     assert spread.environment.spec.state_dim == 18
 
 
+def test_turn_based_environments_are_made_parallel() -> None:
+    collector = Collector(simple_speaker_listener_v4.env(max_cycles=4))
+    observations, _ = collector.reset(seed=0)
+    while collector.agents:
+        observations, *_ = collector.step(dict.fromkeys(collector.agents, 0))
+    collector.write(ID, progress=False)
+    data = dataset.load(ID).episodes
+    assert data.lengths.tolist() == [4]
+    np.testing.assert_array_equal(data.obs[4, 1], observations["listener_0"])
+    turns = simple_speaker_listener_v4.raw_env()
+    turns.metadata = {**turns.metadata, "is_parallelizable": False}
+    with pytest.raises(UserError, match="is turn-based and cannot be made parallel"):
+        Collector(turns)
+
+
 def test_endless_environments_are_cut_off() -> None:
-    collect("somebodys_games:endless", max_steps=12)
+    collect("endless", max_steps=12)
     data = dataset.load(ID).episodes
     assert set(data.lengths) == {12}
     assert data.truncated[11, 1:].all()
     assert not data.terminated[:, 1:].any()
+    env = minari.load_dataset(ID).recover_environment()
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[3] for _ in range(12)]
+    assert ends == [False] * 11 + [True]
 
 
 @pytest.mark.parametrize(
     ("env", "policy", "message"),
     [
-        ("somebodys_games", "random", "--env takes package.module:name, not 'somebodys_games'"),
-        ("nowhere.at.all:x", "random", "--env nowhere.at.all:x cannot be imported: ModuleNotFoundError"),
-        ("somebodys_games:Harvset", "random", "cannot be imported: AttributeError"),
-        ("somebodys_games:nothing", "random", "object is no PettingZoo parallel environment"),
-        ("somebodys_games:Harvest", "somebodys_games:not_a_policy", "is int, which cannot be called"),
-        ("somebodys_games:Eye", "random", r"'scout' observes images \(8, 8, 3\)"),
-        ("somebodys_games:Free", "random", "a random policy needs bounds"),
-        (
-            "somebodys_games:Harvest",
-            "somebodys_games:too_far",
-            r"episode 0, step 1: action array\(\[3., 3.\]\) of agent",
-        ),
-        ("somebodys_games:Harvest", "somebodys_games:silent", "step 1: actions hold nothing for agent 'scout'"),
-        ("somebodys_games:Harvest", "somebodys_games:crash", r"the policy failed: ZeroDivisionError: .*line \d+"),
-        ("somebodys_games:raising", "random", r"step\(\) failed: RuntimeError: out of fuel .*line \d+"),
-        ("somebodys_games:nan", "random", "step 1: reward of agent 7 is nan"),
-        ("somebodys_games:missing", "random", "step 1: observations hold nothing for agent 'big/tractor'"),
-        ("somebodys_games:shape", "random", "step 1: observation of agent 'big/tractor' has 4 entries, not 5"),
-        ("somebodys_games:infinite", "random", "step 1: observation of agent 'big/tractor' holds NaN or infinity"),
-        ("somebodys_games:vanish", "random", "step 1: agent 7 vanished without being terminated"),
-        ("somebodys_games:four", "random", r"step\(\) of the environment must return .* \(five\)"),
-        ("somebodys_games:Crowd", "random", "step 1: agent 'newcomer' joined"),
+        ("Harvset", "random", r"--env tests\.data\.games:Harvset cannot be imported: AttributeError"),
+        ("nothing", "random", "object is no PettingZoo parallel environment"),
+        ("Harvest", "not_a_policy", "is int, which cannot be called"),
+        ("Eye", "random", r"'scout' observes images \(8, 8, 3\)"),
+        ("Many", "random", "'scout' acts in MultiDiscrete: only Box and Discrete"),
+        ("Unbounded", "random", "a random policy needs bounds"),
+        ("Harvest", "too_far", r"episode 0, step 1: action array\(\[3., 3.\]\) of agent 'big/tractor' is outside"),
+        ("Harvest", "silent", "step 1: actions hold nothing for agent 'scout'"),
+        ("Harvest", "crash", r"the policy failed: ZeroDivisionError: .*games.py, line \d+"),
+        ("raises", "random", r"step\(\) failed: RuntimeError: out of fuel .*games.py, line \d+"),
+        ("four", "random", r"step\(\) of the environment must return .* \(five\)"),
+        ("nan", "random", "step 1: reward of agent 7 is nan"),
+        ("reward", "random", "step 1: reward of agent 7 is inf"),
+        ("missing", "random", "step 1: observations hold nothing for agent 'big/tractor'"),
+        ("shape", "random", r"step 1: observation of agent 'big/tractor' has shape \(4,\), not \(5,\)"),
+        ("infinite", "random", "step 1: observation of agent 'big/tractor' holds NaN or infinity"),
+        ("typed", "random", "step 1: observation of agent 'scout' holds values that are no int8"),
+        ("mask", "random", "step 1: observation of agent 'scout' holds no 'action_mask'"),
+        ("words", "random", "step 1: observation of agent 7 is no array of numbers"),
+        ("vanish", "random", "step 1: agent 7 vanished without being terminated"),
+        ("stays", "random", "step 2: agent 'scout' has ended, but is still among"),
+        ("joins", "random", "step 1: agent 'newcomer' joined"),
+        ("endless", "random", "episode 0, it has not ended after 50 steps: --max-steps"),
     ],
 )
-def test_what_breaks_the_rules_is_one_line(env: str, policy: str, message: str, root: Path) -> None:
+def test_what_breaks_the_rules_is_one_line(
+    env: str, policy: str, message: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "_NEVER", 50)
     with pytest.raises(UserError, match=message) as caught:
         collect(env, policy)
     assert "\n" not in str(caught.value)
-    assert not list(root.rglob("*.hdf5"))
+    assert not list(root.rglob("*"))  # it shows before anything is written
 
 
-def test_what_a_process_finds_is_one_line_too() -> None:
-    with pytest.raises(UserError, match=r"episode \d+, step 1: reward of agent 7 is nan") as caught:
-        collect("somebodys_games:nan", workers=2)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("name", ["games", "nowhere.at.all:x"])
+def test_names_without_anything(name: str) -> None:
+    with pytest.raises(UserError, match=f"--env (takes package.module:name, not '{name}'|{name} cannot be imported)"):
+        collection.collect(ID, name, transitions=1)
 
 
-def test_a_killed_collection_goes_on(root: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from om2p_cli.data import main; main()",
-        "collect",
-        "--env",
-        "somebodys_games:slow",
-    ]
-    command += ["--policy", "somebodys_games:Chooser", "--id", ID, "--transitions", "400", "--quiet"]
-    child = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+@pytest.mark.parametrize(
+    ("space", "value", "vector"),
+    [
+        (spaces.Discrete(3, start=2), 4, [0, 0, 1]),
+        (spaces.Tuple([spaces.Discrete(2), spaces.MultiBinary(2)]), (0, np.array([1, 0], np.int8)), [1, 0, 1, 0]),
+        (spaces.Box(0, 9, (2,), np.int32), [3.0, 4.0], [3, 4]),
+        (spaces.Discrete(3), -1, "is -1, outside its space"),  # Gymnasium's flattening counts from the end
+        (spaces.Box(0, 9, (2,), np.int32), [3.0, 4.5], "holds values that are no int32"),
+        (spaces.Box(0, 255, (2,), np.uint8), [3, 300], "holds values that are no uint8"),
+        (spaces.Box(0, 1, (2,)), [[0.5], [0.5, 0.5]], "its rows differ in length"),
+        (spaces.Box(0, 1, (2,), np.float64), [0, 1e39], "holds NaN or infinity"),
+        (spaces.Tuple([spaces.Discrete(2)]), (0, 0), "is no tuple of 1"),
+        (spaces.Dict(a=spaces.Discrete(2)), 0, "is int, not a dictionary"),
+    ],
+)
+def test_observations_of_many_spaces(space: spaces.Space, value: object, vector: list[float] | str) -> None:
+    if isinstance(vector, str):
+        with pytest.raises(UserError, match=vector):
+            observation_vector(space, value)
+    else:
+        assert observation_vector(space, value).tolist() == vector
+
+
+def test_actions_at_their_bounds() -> None:
+    far = spaces.Box(-1e6, 123_456.789, (1,), np.float64)
+    assert action_vector(far, np.array([123_456.789])) is not None  # float32 rounds it up
+    assert action_vector(far, np.array([123_459.0])) is None
+    one = spaces.Box(-1, 1, (2,))
+    assert action_vector(one, np.array([1 + 1e-7, -1])) is not None
+    for wrong in ([1.01, 0], [np.nan, 0], [0, 0, 0], ["a", "b"], None):
+        assert action_vector(one, wrong) is None
+    assert action_vector(spaces.Box(-np.inf, np.inf, (1,)), [np.inf]) is None
+    for wrong in (3, -1, 0.0, "left"):
+        assert action_vector(spaces.Discrete(3), wrong) is None
+
+
+def test_what_is_finished_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collection, "_STEPS_PER_SHARD", 40)
+    monkeypatch.setattr(Late, "episodes", 0)
+    with pytest.raises(
+        UserError, match=r"step 1: reward of agent 7 is nan \(finished episodes are kept in .*collecting"
+    ):
+        collect("Late", transitions=400)
+    kept = {path: path.stat().st_mtime_ns for path in root.rglob("shard-*")}
+    assert len(kept) > 3
+    with pytest.raises(UserError, match="an interrupted collection with seed = 0 instead of 5"):
+        collect("Late", transitions=400, seed=5)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("shard-*")} == kept
+    min(kept).write_bytes(b"half a shard")
+    with pytest.raises(UserError, match=r"shard-000000.safetensors is damaged: delete it"):
+        collect("Late", transitions=400)
+    min(kept).unlink()
+    gone_on = collect("Late", transitions=400)
+    assert not list(root.rglob(".*"))
+    assert collect("Harvest", transitions=400, overwrite=True) == gone_on
+
+
+def test_a_killed_collection_goes_on(root: Path) -> None:
+    # Small shards, so that there are several to be killed between.
+    start = "from om2p_data import collection; collection._STEPS_PER_SHARD = 100; "
+    start += "from om2p_cli.data import main; main()"
+    command = [sys.executable, "-c", start, "collect", "--env", f"{GAMES}:slow", "--policy", f"{GAMES}:Chooser"]
+    child = subprocess.Popen([*command, "--id", ID, "--transitions", "800", "--quiet"], cwd=Path(__file__).parents[2])
     shards = root / "lab" / "harvest" / ".random-v0.collecting"
     try:
         deadline = time.monotonic() + 60
@@ -296,40 +287,27 @@ def test_a_killed_collection_goes_on(root: Path, tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert dataset.list_datasets() == []
-    kept = {path: path.stat().st_mtime_ns for path in shards.glob("shard-*")}
-    with pytest.raises(UserError, match="an interrupted collection with seed = 0 instead of 5"):
-        collection.collect(
-            ID, "somebodys_games:slow", "somebodys_games:Chooser", transitions=400, seed=5, progress=False
-        )
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=True)
-    whole = dataset.load(ID).metadata["content_hash"]
-    shutil.rmtree(root)
-    collection.collect(ID, "somebodys_games:slow", "somebodys_games:Chooser", transitions=400, progress=False)
-    assert dataset.load(ID).metadata["content_hash"] == whole
+    assert 1 <= len(list(shards.glob("shard-*"))) < 8
+    gone_on = collect("slow", "Chooser", transitions=800)
+    assert collect("Harvest", "Chooser", transitions=800, overwrite=True) == gone_on
 
 
-def test_nothing_to_write() -> None:
-    collector = Collector(parallel_env("cn"))
-    collector.reset(seed=0)
-    with pytest.raises(UserError, match="no episode was completed"):
-        collector.write(ID)
-
-
-def test_spaces_that_cannot_be_stored() -> None:
-    class Many(ParallelEnv):
-        possible_agents = ["aa"]  # noqa: RUF012
-        agents = ["aa"]  # noqa: RUF012
-        metadata = {"name": "many"}  # noqa: RUF012
-
-        def observation_space(self, agent):
-            return spaces.Box(0, 1, (2,))
-
-        def action_space(self, agent):
-            return spaces.MultiDiscrete([2, 3])
-
-        def reset(self, seed=None, options=None):
-            return {"aa": np.zeros(2)}, {"aa": {}}
-
-    with pytest.raises(UserError, match="'aa' acts in MultiDiscrete: only Box and Discrete"):
-        Collector(Many()).reset(seed=0)
+def test_the_command_finds_modules_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_game_here.py").write_text(
+        "from om2p_data.envs import parallel_env\nmake = lambda: parallel_env('cn')"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as it is for an installed program
+    arguments = ["collect", "--env", "my_game_here:make", "--id", ID, "--transitions", "60", "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["om2p-data", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"{ID}: 75 transitions in 3 episodes, return ")
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: data set {ID} exists already")
