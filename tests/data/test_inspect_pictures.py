@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from PIL import Image
 from om2p_data import dataset
 from om2p_data.envs import find, make
 from om2p_data.envs.particle import observed_states
+from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
-from om2p_data.inspect import figures, film, pictures, report
-from om2p_data.inspect.statistics import study
+from om2p_data.inspect import figures, film, pictures, report, statistics
+from om2p_data.inspect.statistics import Study, study
 from tests.data.looked_at import CN_ID, FOREIGN_ID, GAME_ID, HC_ID, Run, command, write_all
 
 
@@ -64,6 +66,19 @@ def test_actions_are_drawn_by_component_and_choice(root: Path) -> None:
     assert histograms(first) == histograms(second) == [(pytest.approx(1.0), -2.0, 2.0)]
     assert [bar.get_height() for bar in choices.patches] == [0.25, 0.5, 0.25]  # pyright: ignore[reportAttributeAccessIssue]
     assert len(figures.actions(study(HC_ID, root)).axes) == 6
+
+
+def test_actions_of_an_agent_that_left_are_not_drawn(root: Path) -> None:
+    one = study(CN_ID, root)
+    arrays = {name: array.copy() for name, array in one.data.episodes.select([0]).arrays().items()}
+    arrays["actions"][:5, 0], arrays["terminated"][4, 0], arrays["truncated"][24, 0] = 0.9, True, False
+    for name, begin in (("actions", 5), ("rewards", 5), ("obs", 6)):
+        arrays[name][begin:, 0] = 0
+    data = replace(one.data, episodes=Episodes.from_arrays(arrays))
+    left = Study(data, one.views, statistics.describe(data, one.views, root / CN_ID))
+    panel = figures.actions(left).axes[0]
+    drawn = [patch.get_data() for patch in panel.patches if isinstance(patch, StepPatch)]
+    assert [shares[int(np.searchsorted(edges, 0.9)) - 1] for shares, edges, _ in drawn] == [1.0, 1.0]
 
 
 def test_many_components_share_a_panel_an_agent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
