@@ -64,7 +64,8 @@ def validate(
 
 def repair(
     dataset_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Data set to look after. Default: all of them.")
+        str | None,
+        typer.Argument(metavar="[ID]", help="Look at every episode of this one. Default: all data sets."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     delete: Annotated[

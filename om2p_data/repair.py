@@ -39,24 +39,12 @@ from om2p_data.validation import LEFTOVERS, stored_ids
 from om2p_data.validation import facts as facts_of
 from om2p_data.validation.facts import METADATA, Facts
 from om2p_data.validation.findings import Report
-from om2p_data.validation.raw import RawFile
+from om2p_data.validation.raw import UNREADABLE, RawFile
 
 QUARANTINE = ".quarantine"
 _PARTIAL, _REPLACED = LEFTOVERS
 _COLLECTING = ".collecting"
 _QUIET_SECONDS = 10.0  # a set that changed more recently may be at work: Minari locks its file only now and then
-_PLAIN_KEYS = (  # of Minari's metadata, those that stay true when episodes were lost
-    "env_spec",
-    "eval_env_spec",
-    "ref_min_score",
-    "ref_max_score",
-    "algorithm_name",
-    "author",
-    "author_email",
-    "code_permalink",
-    "description",
-    "requirements",
-)
 
 
 class Verb(enum.Enum):
@@ -102,7 +90,8 @@ def repair(
     """Mend what killed programs left behind.
 
     Args:
-        dataset_id: the data set to look after; by default all.
+        dataset_id: the data set to look after, every episode of it; by default all, but only as far as killed programs
+            spoil them: metadata, counts and the last episode.
         root: folder of all data sets; by default Minari's.
         dry_run: change nothing.
         delete: in the end delete everything that was put aside, now and earlier.
@@ -123,7 +112,7 @@ def repair(
                 raise unknown(f"data set in {top}:", dataset_id, ids)
             ids = []
         for found in ids if dataset_id is None else [dataset_id] if ids else []:
-            repairs.mend(found)
+            repairs.mend(found, thorough=dataset_id is not None)
         if delete:
             repairs.delete_quarantine()
     except OSError as error:
@@ -156,7 +145,7 @@ class _Repairs:
         for folder in sorted(path for path in self._root.glob("*") if path.is_dir()):
             self._collector(folder)
 
-    def mend(self, dataset_id: str) -> None:
+    def mend(self, dataset_id: str, thorough: bool) -> None:
         """One data set, by what its files say."""
         folder = self._root / dataset_id
         report = Report()
@@ -174,7 +163,9 @@ class _Repairs:
                 numbers = raw.numbers
                 counted = len(raw.names) == len(numbers) == content.get("total_episodes")
                 # Whoever was killed was writing the last one.
-                healthy = counted and numbers == list(range(len(numbers))) and salvage.whole(raw, facts, numbers[-1:])
+                looked_at = numbers if thorough else numbers[-1:]
+                whole = salvage.whole(raw, facts, looked_at)
+                healthy = counted and numbers == list(range(len(numbers))) and len(whole) == len(looked_at) > 0
         except BlockingIOError:
             self._act(Verb.LEAVE, dataset_id, "another program is writing it")
             return
@@ -233,7 +224,7 @@ class _Repairs:
         if not self._is_quiet(dataset_id, folder):
             return
         episodes = salvage.columns_of(folder, facts)
-        if episodes is not None:
+        if episodes is not None and salvage.header_of(folder, facts) is not None:
             self._rewrite(dataset_id, folder, facts, episodes, why)
         else:
             self._put_aside(dataset_id, folder, f"{why}, and nothing else holds them")
@@ -241,7 +232,7 @@ class _Repairs:
     def _broken(self, dataset_id: str, folder: Path, facts: Facts, file: Path) -> None:
         """The file opens, but the metadata or some episodes are not what they should be."""
         episodes = salvage.columns_of(folder, facts)
-        if episodes is not None and facts.is_complete:
+        if episodes is not None and salvage.header_of(folder, facts) is not None:
             self._rewrite(dataset_id, folder, facts, episodes, "its file does not hold what its metadata state")
             return
         with RawFile(file) as raw:
@@ -251,7 +242,7 @@ class _Repairs:
                 return
             described = salvage.spaces_of(raw, facts, list(whole))
             steps = sum(whole.values())
-        content = {key: facts.content[key] for key in _PLAIN_KEYS if key in facts.content}
+        content = salvage.plain(facts)
         content |= described | {
             "dataset_id": dataset_id,
             "data_format": "hdf5",
@@ -299,7 +290,7 @@ class _Repairs:
 
         def fill(partial: Path) -> None:
             file = partial / "data" / hdf5.FILE_NAME
-            header = metadata.header(folder, facts.content)
+            header = metadata.header(folder, facts.content)  # it can be read: `header_of` did
             policies = [(policy.name, policy.step) for policy in header.policies]
             hdf5.write_episodes(file, episodes, header.environment.spec, policies, progress=False)
             size = round(file.stat().st_size / 1e6, 1)
@@ -312,12 +303,21 @@ class _Repairs:
         def fill(partial: Path) -> None:
             target = partial / "data" / hdf5.FILE_NAME
             with h5py.File(file, "r") as old, h5py.File(target, "w", track_order=True) as new:
-                for index, number in enumerate(whole):
-                    old.copy(f"episode_{number}", new, name=f"episode_{index}")
-                    new[f"episode_{index}"].attrs["id"] = index
+                count = steps = 0
+                for number in whole:
+                    name = f"episode_{count}"
+                    try:
+                        old.copy(f"episode_{number}", new, name=name)
+                        length = len(new[f"{name}/rewards"])  # pyright: ignore[reportArgumentType] (an array)
+                    except UNREADABLE:  # damage in a part that nobody declared
+                        new.pop(name, None)
+                        continue
+                    new[name].attrs.update({"id": count, "total_steps": length})
+                    count, steps = count + 1, steps + length
             with target.open("rb") as written:
                 sync(written)
-            metadata.write(partial, content | {"dataset_size": round(target.stat().st_size / 1e6, 1)})
+            counts = {"total_episodes": count, "total_steps": steps}
+            metadata.write(partial, content | counts | {"dataset_size": round(target.stat().st_size / 1e6, 1)})
 
         self._replace(folder, fill)
 

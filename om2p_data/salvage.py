@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from minari.serialization import serialize_space
 
-from om2p_data import columns
+from om2p_data import columns, metadata
 from om2p_data.episodes import Episodes
+from om2p_data.errors import UserError
 from om2p_data.storage import locked
 from om2p_data.validation.facts import Facts
 from om2p_data.validation.findings import Report
 from om2p_data.validation.raw import RawFile
 
+_PLAIN_KEYS = (  # of Minari's metadata, those that stay true when episodes were lost
+    "ref_min_score",
+    "ref_max_score",
+    "algorithm_name",
+    "author",
+    "author_email",
+    "code_permalink",
+    "description",
+    "requirements",
+)
+_SPEC_KEYS = ("env_spec", "eval_env_spec")
 _TOPS = {"observations": "observation_space", "actions": "action_space"}
 
 
@@ -50,6 +65,24 @@ def spaces_of(raw: RawFile, facts: Facts, numbers: Sequence[int]) -> dict[str, s
             node = node.setdefault(parent, {})
         node[leaf] = values.space()
     return {key: str(serialize_space(_nested(tree[top]))) for top, key in _TOPS.items() if top in tree}
+
+
+def plain(facts: Facts) -> dict[str, Any]:
+    """What the metadata say, as far as it does not depend on the episodes and can be understood."""
+    content = {key: facts.content[key] for key in _PLAIN_KEYS if key in facts.content}
+    for key in _SPEC_KEYS:
+        with contextlib.suppress(Exception):  # specs of other versions of gymnasium, wrappers that are not installed
+            EnvSpec.from_json(facts.content[key])
+            content[key] = facts.content[key]
+    return content
+
+
+def header_of(folder: Path, facts: Facts) -> metadata.Header | None:
+    """What our metadata say, None where they do not say all of it."""
+    try:
+        return metadata.header(folder, facts.content) if facts.is_complete else None
+    except UserError:
+        return None
 
 
 def columns_of(folder: Path, facts: Facts, hdf5_bytes: int | None = None) -> Episodes | None:

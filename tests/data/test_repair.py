@@ -244,6 +244,18 @@ def test_episodes_behind_a_broken_one_move_up(root: Path) -> None:
     assert [finding for finding in validate(GAME) if finding.severity is not Severity.OK] == []
 
 
+def test_every_episode_of_a_named_set_is_looked_at(root: Path) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(STOCK) + "create()"], check=True)
+    edit_metadata(root / GAME, env_spec="{")
+    with h5py.File(root / GAME / "data" / "main_data.hdf5", "r+") as opened:
+        del opened["episode_7/rewards"]
+    assert repair.repair() == []  # no killed program leaves this
+    (action,) = repair.repair(GAME)
+    assert action.why.startswith("39 episodes, 234 steps are whole")
+    assert minari.load_dataset(GAME).env_spec is None
+    assert [finding for finding in validate(GAME) if finding.severity is not Severity.OK] == []
+
+
 def test_a_set_at_work_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write()
     file = root / CN_ID / "data" / "main_data.hdf5"
