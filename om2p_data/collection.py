@@ -7,19 +7,17 @@ collection was interrupted. `python -m om2p_data.collection` is one of the proce
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -27,20 +25,16 @@ from safetensors.numpy import save as to_bytes
 from tqdm import tqdm
 
 from om2p_data import dataset
-from om2p_data.collector import Collector, describe, write_collected
+from om2p_data.collector import describe, write_collected
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
+from om2p_data.playing import RANDOM, Player
 from om2p_data.recording import EpisodeBuffer
 from om2p_data.rollout import enough
-from om2p_data.spec import TeamSpec
 from om2p_data.storage import locked, make_namespaces, parse_id, reason, write_whole
 
-RANDOM = "random"
 _STEPS_PER_SHARD = 2_000  # about: shards hold whole episodes, and as many as of the length of the first
-_NEVER = 100_000  # steps after which an episode without a limit is taken for endless
 _PLAN = "plan.json"
-
-Policy = Callable[[dict, np.random.Generator], dict]
 
 
 def collect(
@@ -86,7 +80,7 @@ def collect(
     if not parsed.namespace:
         raise UserError(f"data set id {dataset_id!r} must read <namespace>/<task>/<tier>-v<N>")
     plan = {"env": env, "policy": policy, "seed": seed, "max_steps": max_steps}
-    player = _Player(plan)
+    player = Player(env, policy, seed, max_steps)
     first = player.play(range(1))  # before anything is written: most mistakes show here
     plan["shard"] = max(1, min(_STEPS_PER_SHARD, transitions) // first.num_transitions)
     final = dataset.datasets_root(root) / dataset_id
@@ -119,7 +113,7 @@ def collect(
 
 
 def _gather(
-    shards: Path, plan: dict[str, Any], player: _Player, transitions: int, workers: int, progress: bool
+    shards: Path, plan: dict[str, Any], player: Player, transitions: int, workers: int, progress: bool
 ) -> Episodes:
     """The first episodes that hold the wanted transitions, from shards that are there or are played now."""
     buffer, missing = EpisodeBuffer(transitions), transitions
@@ -135,12 +129,12 @@ def _gather(
     raise AssertionError("shards never end")
 
 
-def _shards(folder: Path, plan: dict[str, Any], player: _Player, workers: int) -> Iterator[Episodes]:
+def _shards(folder: Path, plan: dict[str, Any], player: Player, workers: int) -> Iterator[Episodes]:
     """All shards in order, without end."""
     index = 0
     if workers == 1:
         while True:
-            yield _shard(folder, index) or player.shard(folder, plan["shard"], index)
+            yield _shard(folder, index) or _play_shard(folder, plan["shard"], index, player)
             index += 1
     processes = [_start(folder, plan) for _ in range(workers)]
     try:
@@ -169,6 +163,15 @@ def _shard(folder: Path, index: int) -> Episodes | None:
         raise UserError(f"{path} is damaged: delete it and give the same command again") from error
 
 
+def _play_shard(folder: Path, size: int, index: int, player: Player) -> Episodes:
+    """Play one shard of so many episodes and write it."""
+    episodes = player.play(range(index * size, (index + 1) * size))
+    # Not safetensors' own file writer: where the disk is full it raises no OSError.
+    content = to_bytes(episodes.arrays())
+    write_whole(_shard_path(folder, index), lambda path: path.write_bytes(content))
+    return episodes
+
+
 def _finished(folder: Path) -> bool:
     """Whether there is any shard."""
     return any(folder.glob("shard-*"))
@@ -176,132 +179,6 @@ def _finished(folder: Path) -> bool:
 
 def _shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:06d}.safetensors"
-
-
-class _Player:
-    """Plays the episodes of a plan in this process."""
-
-    def __init__(self, plan: dict[str, Any]):
-        self._plan = plan
-        self._collector = made_collector(plan["env"], plan["max_steps"])
-        self._policy = _policy(plan["policy"], self._collector)
-
-    @property
-    def spec(self) -> TeamSpec:
-        return self._collector.spec
-
-    def shard(self, folder: Path, size: int, index: int) -> Episodes:
-        """Play one shard of so many episodes and write it."""
-        episodes = self.play(range(index * size, (index + 1) * size))
-        # Not safetensors' own file writer: where the disk is full it raises no OSError.
-        content = to_bytes(episodes.arrays())
-        write_whole(_shard_path(folder, index), lambda path: path.write_bytes(content))
-        return episodes
-
-    def play(self, numbers: range) -> Episodes:
-        """Play the episodes of these numbers."""
-        for episode in numbers:
-            try:
-                self._play(episode)
-            except UserError as error:
-                raise UserError(f"episode {episode}, {error}") from error
-        episodes = self._collector.take()
-        assert episodes is not None
-        return episodes
-
-    def _play(self, episode: int) -> None:
-        collector = self._collector
-        env_seed, policy_seed = self._seeds(episode)
-        rng = np.random.default_rng(policy_seed)
-        if hasattr(self._policy, "reset"):
-            _call("reset() of the policy", self._policy.reset)  # pyright: ignore[reportFunctionMemberAccess]
-        observations, _ = _call("reset()", lambda: collector.reset(seed=env_seed))
-        steps = 0
-        while collector.agents:
-            there = {agent: observations[agent] for agent in collector.agents}
-            actions = _call("the policy", lambda there=there: self._policy(there, rng))
-            observations = _call("step()", lambda actions=actions: collector.step(actions))[0]
-            steps += 1
-            if steps == _NEVER and collector.agents and self._plan["max_steps"] is None:
-                raise UserError(f"it has not ended after {_NEVER:,} steps: --max-steps cuts episodes off")
-
-    def _seeds(self, episode: int) -> tuple[int, int]:
-        # 31 bits: more is too much for some environments.
-        words = np.random.SeedSequence((self._plan["seed"], episode)).generate_state(2)
-        return int(words[0] >> 1), int(words[1])
-
-
-def made_collector(env: str, max_steps: int | None = None) -> Collector:
-    """A recording environment from `package.module:factory`; turn-based ones are made parallel.
-
-    Raises:
-        UserError: nothing there, or no PettingZoo environment.
-    """
-    return Collector(_call(f"--env {env}", load(env, "--env")), max_steps=max_steps)
-
-
-def load(name: str, option: str) -> Any:
-    """What stands at `package.module:attribute`; the working directory is searched too.
-
-    Raises:
-        UserError: malformed, or nothing there.
-    """
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
-        raise UserError(f"{option} takes package.module:name, not {name!r}")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # an import runs whatever stands in the module
-        raise UserError(f"{option} {name} cannot be imported: {type(error).__name__}: {error}") from error
-    return found
-
-
-def _policy(name: str, collector: Collector) -> Policy:
-    if name == RANDOM:
-
-        def uniform(observations: dict, rng: np.random.Generator) -> dict:
-            there = observations.items()
-            return {agent: _uniform(agent, collector.action_space(agent), seen, rng) for agent, seen in there}
-
-        return uniform
-    named = load(name, "--policy")
-    found: Any = _call(f"--policy {name}", named) if isinstance(named, type) else named
-    if not callable(found):
-        raise UserError(f"--policy {name} is {type(found).__name__}, which cannot be called")
-    return cast(Policy, found)
-
-
-def _uniform(agent: Any, space: spaces.Space, seen: Any, rng: np.random.Generator) -> Any:
-    """A uniform action; of the allowed ones, where the observation says which (PettingZoo's `action_mask`)."""
-    if isinstance(space, spaces.Discrete):
-        mask = seen.get("action_mask") if isinstance(seen, dict) else None
-        allowed = np.arange(space.n) if mask is None else np.flatnonzero(mask)
-        if not len(allowed):
-            raise UserError(f"agent {agent!r} is allowed no action")
-        return int(space.start) + int(rng.choice(allowed))
-    assert isinstance(space, spaces.Box)
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise UserError(f"agent {agent!r} has actions without bounds: a random policy needs bounds")
-    return rng.uniform(space.low, space.high).astype(space.dtype)
-
-
-def _call(what: str, function: Callable[[], Any]) -> Any:
-    """The result of somebody else's code, whose errors are said in one line that names the place."""
-    try:
-        return function()
-    except UserError:
-        raise
-    except Exception as error:  # anything may go wrong there
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        place = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace is not None else ""
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{what} failed: {text}{place}") from error
 
 
 def _agreed(shards: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -386,9 +263,10 @@ def _work() -> None:
     told = json.loads(sys.stdin.readline())
     with contextlib.suppress(BrokenPipeError):  # the first process was killed
         try:
-            player = _Player(told["plan"])
+            size, folder = told["plan"].pop("shard"), Path(told["folder"])
+            player = Player(**told["plan"])
             for line in sys.stdin:
-                player.shard(Path(told["folder"]), told["plan"]["shard"], json.loads(line))
+                _play_shard(folder, size, json.loads(line), player)
                 print(json.dumps({"played": json.loads(line)}), file=answers, flush=True)
         except (UserError, OSError) as error:
             print(

@@ -11,7 +11,7 @@ space that starts elsewhere are stored from 0 on.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils import BaseParallelWrapper, aec_to_parallel
 
 from om2p_data import dataset
-from om2p_data.conversion import action_vector, observation_vector, own_action, padded, stored_name
+from om2p_data.conversion import action_converter, observation_vector, own_action, padded, stored_name
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
 from om2p_data.metadata import BehaviorPolicy
@@ -30,6 +30,7 @@ from om2p_data.spec import EnvironmentCard, TeamSpec
 from om2p_data.storage import parse_id
 
 _RECORDED_PACKAGES = ("om2p", "gymnasium", "numpy", "pettingzoo")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Collector(BaseParallelWrapper):
@@ -62,6 +63,7 @@ class Collector(BaseParallelWrapper):
         self._names = {agent: stored_name(agent) for agent in self.possible_agents}
         self._sees = {agent: env.observation_space(agent) for agent in self.possible_agents}
         self._does = {agent: env.action_space(agent) for agent in self.possible_agents}
+        self._converters: list[Callable[[Any], np.ndarray | None]] = []
         self._spec: TeamSpec | None = None
         self._open: _Episode | None = None
         self._done: list[Episodes] = []
@@ -95,6 +97,7 @@ class Collector(BaseParallelWrapper):
         if self._spec is None:
             state = self._state()
             self._spec = self._describe(None if state is None else len(state))
+            self._converters = [action_converter(space) for space in self._does.values()]
         absent = [agent for agent in self.possible_agents if agent not in self.agents]
         if absent:
             raise UserError(f"agent {absent[0]!r} is not there when the episode begins: agents may leave, not join")
@@ -162,8 +165,8 @@ class Collector(BaseParallelWrapper):
         own = {agent: own_action(self._does[agent], actions[self._names[agent]]) for agent in self.agents}
         _, rewards, *_ = self.step(own)
         row = np.zeros(len(self.possible_agents), np.float32)
-        for agent, value in rewards.items():
-            row[self._index[agent]] = value
+        for agent in own:
+            row[self._index[agent]] = rewards[agent]
         if self.agents:
             return row, False, False
         last = self._done.pop()
@@ -245,11 +248,13 @@ class Collector(BaseParallelWrapper):
     def _flat_actions(self, actions: Any, agents: list, t: int) -> dict[int, np.ndarray]:
         flat = {}
         for agent in agents:
-            value, space = _of(actions, agent, "actions", t), self._does[agent]
-            vector = action_vector(space, value)
+            value, index = _of(actions, agent, "actions", t), self._index[agent]
+            vector = self._converters[index](value)
             if vector is None:
-                raise UserError(f"step {t}: action {value!r} of agent {agent!r} is outside its space {space}")
-            flat[self._index[agent]] = vector
+                raise UserError(
+                    f"step {t}: action {value!r} of agent {agent!r} is outside its space {self._does[agent]}"
+                )
+            flat[index] = vector
         return flat
 
 
@@ -369,17 +374,16 @@ def _check_agents(there: list, before: list, left: list, t: int) -> None:
 
 
 def _of(values: Any, agent: Any, what: str, t: int) -> Any:
-    if not isinstance(values, Mapping) or agent not in values:
+    if not isinstance(values, (dict, Mapping)) or agent not in values:  # dict first: the other takes its time
         raise UserError(f"step {t}: {what} hold nothing for agent {agent!r}")
     return values[agent]
 
 
 def _number(value: Any, agent: Any, t: int) -> float:
     try:
-        with np.errstate(over="ignore"):
-            number = float(np.float32(value))
+        number = float(value)
     except (TypeError, ValueError) as error:
         raise UserError(f"step {t}: reward {value!r} of agent {agent!r} is no number") from error
-    if not np.isfinite(number):
-        raise UserError(f"step {t}: reward of agent {agent!r} is {number}")
+    if not abs(number) <= _LARGEST:  # true of NaN too
+        raise UserError(f"step {t}: reward of agent {agent!r} is {number}, no finite number of float32")
     return number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,34 +26,47 @@ def observation_vector(space: spaces.Space, value: Any) -> np.ndarray:
     Raises:
         UserError: it is not of the space's form, or not finite; the message is a predicate: "has shape (4,), not (5,)".
     """
-    vector = np.asarray(spaces.flatten(space, _checked(space, value))).reshape(-1)
+    checked = _checked(space, value)
+    # What is an array already need not go through Gymnasium's dispatch, which takes longer than all the rest.
+    flat = checked if isinstance(space, spaces.Box) else np.asarray(spaces.flatten(space, checked))
     with np.errstate(over="ignore"):
-        vector = vector.astype(np.float32)
+        vector = flat.reshape(-1).astype(np.float32)
     if not np.isfinite(vector).all():
         raise UserError("holds NaN or infinity")
     return vector
 
 
-def action_vector(space: spaces.Space, value: Any) -> np.ndarray | None:
-    """An action, a choice one-hot, float32 [A]; None where it is outside its space.
+def action_converter(space: spaces.Space) -> Callable[[Any], np.ndarray | None]:
+    """What turns an action for the environment into a vector, a choice one-hot, float32 [A]; None if it is outside.
 
     Args:
         space: Box or Discrete.
-        value: what the environment is given.
     """
-    array = np.asarray(value)
     if isinstance(space, spaces.Discrete):
-        if array.size != 1 or array.dtype.kind not in "iu":
-            return None
-        choice = int(array.item()) - int(space.start)
-        return np.eye(int(space.n), dtype=np.float32)[choice] if 0 <= choice < space.n else None
+        start, one_hot = int(space.start), np.eye(int(space.n), dtype=np.float32)
+
+        def choice(value: Any) -> np.ndarray | None:
+            array = np.asarray(value)
+            if array.size != 1 or array.dtype.kind not in "iu":
+                return None
+            index = int(array.item()) - start
+            return one_hot[index] if 0 <= index < len(one_hot) else None
+
+        return choice
     assert isinstance(space, spaces.Box)
-    low, high = (bound.astype(np.float32).reshape(-1) for bound in (space.low, space.high))
-    if array.dtype.kind not in "fiu" or array.size != len(low):
-        return None
-    vector = array.astype(np.float32).reshape(-1)
-    inside = (vector >= low - _OUTSIDE * np.abs(low)) & (vector <= high + _OUTSIDE * np.abs(high))
-    return vector if np.all(inside & np.isfinite(vector)) else None
+    # Without a bound, the largest finite number is one: infinite actions are outside everywhere.
+    low, high = (np.nan_to_num(bound.astype(np.float32).reshape(-1)) for bound in (space.low, space.high))
+    low, high = low - _OUTSIDE * np.abs(low).clip(max=1e30), high + _OUTSIDE * np.abs(high).clip(max=1e30)
+
+    def vector(value: Any) -> np.ndarray | None:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu" or array.size != len(low):
+            return None
+        with np.errstate(over="ignore"):
+            flat = array.reshape(-1).astype(np.float32)
+        return flat if ((flat >= low) & (flat <= high)).all() else None
+
+    return vector
 
 
 def own_action(space: spaces.Space, stored: Any) -> Any:
@@ -97,6 +110,8 @@ def _checked(space: spaces.Space, value: Any) -> Any:
         raise UserError(f"is no array of numbers but {type(value).__name__}")
     if array.shape != space.shape:
         raise UserError(f"has shape {array.shape}, not {space.shape}")
+    if array.dtype == space.dtype:
+        return array
     with np.errstate(invalid="ignore", over="ignore"):
         cast = array.astype(space.dtype)
     if cast.dtype.kind in "iu" and not np.array_equal(cast, array):

@@ -149,7 +149,7 @@ class FactoryTeam(gymnasium.Env):
     """
 
     def __init__(self, factory: str, max_steps: int | None = None):
-        from om2p_data.collection import made_collector  # collecting needs the adapters of this module's package
+        from om2p_data.playing import made_collector  # playing needs the adapters of this module's package
 
         self._env = made_collector(factory, max_steps)
         self._env.reset()

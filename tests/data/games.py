@@ -111,6 +111,11 @@ class Eye(Harvest):
         return spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
+class Steps(Harvest):
+    def action_space(self, agent: Any) -> spaces.Space:
+        return spaces.Box(-1, 1, (2,), np.int8)
+
+
 class Unbounded(Harvest):
     def action_space(self, agent: Any) -> spaces.Space:
         return spaces.Box(-np.inf, np.inf, (1,))
