@@ -283,3 +283,12 @@ def test_a_level_kept_after_the_last_checkpoint_is_reached_once_more(
     assert list(stage.kept) == [MEDIUM]
     found = stage.train(places)
     assert [(level, found[level].card["updates"]) for level in found] == [(MEDIUM, 3), (EXPERT, 4)]
+
+
+def test_the_line_starts_at_the_same_policy_after_a_pause(patch: pytest.MonkeyPatch) -> None:
+    """The last policy below the level, which is not the last one before the pause."""
+    places = [50.0, 150.0, 250.0]
+    with pytest.raises(UserError, match="the medium level"):
+        Stage(patch, judged=lambda place: place + 20).train(places[:2])
+    found = Stage(patch).train(places, until=MEDIUM)
+    assert (found[MEDIUM].place, found[MEDIUM].card["line_share"]) == (100.0, 0.25)

@@ -173,10 +173,13 @@ def test_a_memory_that_is_saved_bit_by_bit_comes_back_whole(tmp_path: Path) -> N
     assert hash_of(restored(folder, 31)) == hash_of(filled(rows[:31], 90))
 
 
-def test_saving_writes_only_what_is_new(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+def test_saving_writes_only_what_is_new(resumed: bool, tmp_path: Path) -> None:
     rows = marked_rows(40, WORLDS, seed=0)
     memory = filled(rows[:30], 100)
     memory.save(tmp_path)
+    if resumed:
+        memory = restored(tmp_path, 30)
     marks = {path: path.stat().st_size for path in tmp_path.iterdir()}
     for path in marks:  # what was written once is left alone, whatever became of it
         with path.open("r+b") as file:
