@@ -37,12 +37,12 @@ SETTINGS = {  # a training that takes seconds, and a rollout that takes about as
     "behavior.hidden": "[32, 32]",
     "behavior.evaluation_episodes": 100,
     "behavior.judging_episodes": 100,
-    "behavior.levels.medium": 105.0,
+    "behavior.levels.medium": 125.0,
     "behavior.td3.warmup_steps": 1_600,
     "behavior.td3.batch_size": 128,
     "collection.num_envs": 10,
 }
-TRANSITIONS = 60_000
+TRANSITIONS = 40_000
 SECONDS_BETWEEN_CHECKPOINTS = 0.2
 _POLL_SECONDS = 0.002
 
