@@ -461,7 +461,7 @@ def test_a_file_that_cannot_grow(root: Path) -> None:
 def test_too_little_space_is_told_before_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"not enough space for om2p/cooperative-navigation/medium-replay-v0 .* 0 MB are free"):
+    with pytest.raises(UserError, match=rf"not enough space for {CN_ID} .* 0 MB are free"):
         write()
     layout = hdf5.Layout(card(CN).spec, (), num_episodes=40, num_transitions=1_000, agents_end_together=True)
     with pytest.raises(UserError, match=r"it takes about 1 MB, 0 MB are free"):
