@@ -40,7 +40,7 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The whole way of a command line, from its arguments to its exit code."""
 
     def invoke(program: str, *arguments: object) -> Result:
