@@ -30,7 +30,7 @@ demo: export OM2P_HOME := $(DEMO)/behaviour
 demo: export MINARI_DATASETS_PATH := $(DEMO)/datasets
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
-	$(BIN)/om2p-data generate --env cn --tier medium --transitions 100000
+	$(BIN)/om2p-data generate --env cn --tier medium --fresh --transitions 100000
 	$(BIN)/om2p-train run --algo bc --dataset $(DATASET) --seeds $(SEEDS) --out $(DEMO)/runs/bc
 	$(BIN)/om2p-train run --algo om2p --dataset $(DATASET) --seeds $(SEEDS) --out $(DEMO)/runs/om2p
 	$(BIN)/om2p-train render $(DEMO)/runs/om2p/policies/seed0.safetensors --episodes 4 --out $(DEMO)/episode.gif
