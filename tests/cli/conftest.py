@@ -48,7 +48,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             PROGRAMS[program].main()
-        return Result(int(caught.value.code or 0), *capsys.readouterr())
+        written = capsys.readouterr()
+        return Result(int(caught.value.code or 0), written.out, written.err)
 
     return invoke
 
