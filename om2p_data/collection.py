@@ -117,7 +117,9 @@ def _gather(
 ) -> Episodes:
     """The first episodes that hold the wanted transitions, from shards that are there or are played now."""
     buffer, missing = EpisodeBuffer(transitions), transitions
-    with tqdm(total=transitions, desc="collecting", unit="step", unit_scale=True, disable=not progress) as bar:
+    with tqdm(
+        total=transitions, desc="collecting", unit="step", unit_scale=True, disable=None if progress else True
+    ) as bar:
         for part in _shards(shards, plan, player, workers):
             if part.num_transitions > missing:
                 part = part.select(np.arange(enough(part.lengths, missing)))
