@@ -54,7 +54,7 @@ def run(
     data = datasets.load(dataset, root)
     task = trainer.task_of(data)
     tier = next((entry for entry in Tier if entry.value == data.metadata["tier"]), None)
-    recipe = config.load(algo, task, tier, config.Scale(scale), set_ or [])
+    recipe = config.load(algo, task.name, tier, config.Scale(scale), set_ or [])
     folder = out or Path("runs", task.name, data.metadata["tier"], recipe.name)
     trainer.train(
         data,

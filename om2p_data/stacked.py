@@ -56,13 +56,14 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(stack, inputs, outputs).uniform_(-bound, bound, generator=generator))
         self.bias = nn.Parameter(torch.empty(stack, 1, outputs).uniform_(-bound, bound, generator=generator))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [K, B, I] -> [K, B, O]."""
-        if self.weight.shape[2] <= _NARROW and not torch.is_grad_enabled():
+    def forward(self, x: Tensor, every: int = 1) -> Tensor:
+        """x [K, B, I] -> [K, B, O]; with `every`, only each so many-th of the maps, from the first on."""
+        weight, bias = (self.weight, self.bias) if every == 1 else (self.weight[::every], self.bias[::every])
+        if weight.shape[2] <= _NARROW and not torch.is_grad_enabled():
             # A product with two or three columns takes twice as long as its transpose with two or three rows (forward
             # only: with gradients the transposed copies cost what is gained).
-            return torch.baddbmm(self.bias.mT, self.weight.mT, x.mT).mT
-        return torch.baddbmm(self.bias, x, self.weight)
+            return torch.baddbmm(bias.mT, weight.mT, x.mT).mT
+        return torch.baddbmm(bias, x, weight)
 
 
 class StackedLayerNorm(nn.Module):
@@ -73,9 +74,9 @@ class StackedLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(stack, 1, features))
         self.bias = nn.Parameter(torch.zeros(stack, 1, features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [K, B, F] -> [K, B, F]."""
-        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
+    def forward(self, x: Tensor, every: int = 1) -> Tensor:
+        """x [K, B, F] -> [K, B, F]; `every` as in `StackedLinear`."""
+        return torch.addcmul(self.bias[::every], F.layer_norm(x, x.shape[-1:]), self.weight[::every])
 
 
 class StackedMLP(nn.Module):
@@ -110,13 +111,13 @@ class StackedMLP(nn.Module):
         self.norms = nn.ModuleList(StackedLayerNorm(stack, width) for width in hidden) if layer_norm else None
         self.output_layer = StackedLinear(stack, sizes[-1], outputs, generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [K, B, I] -> [K, B, O]."""
+    def forward(self, x: Tensor, every: int = 1) -> Tensor:
+        """x [K, B, I] -> [K, B, O]; with `every`, only each so many-th of the networks, from the first on."""
         for index, layer in enumerate(self.hidden_layers):
-            x = self.activation(layer(x))
+            x = self.activation(layer(x, every))
             if self.norms is not None:
-                x = self.norms[index](x)
-        return self.output_layer(x)
+                x = self.norms[index](x, every)
+        return self.output_layer(x, every)
 
     def forward_with_tangent(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
         """Value at x and, without gradient, the derivative in the direction dx: forward mode written out.

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import enum
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from om2p_data.dataset import Dataset
+from om2p_data.errors import UserError
+from om2p_data.recipe import Record
+from om2p_train.spaces import to_unit
 from om2p_train.streams import SeedStreams
+
+
+class TimeLimit(enum.Enum):
+    """What the last step of an episode that ran out of time means to the critics."""
+
+    CONTINUE = "continue"  # the world would have gone on: bootstrap through it
+    TERMINAL = "terminal"  # an end like any other, as the published HalfCheetah data mark their 1,000th step
+
+
+class DataConfig(Record):
+    """How a data set becomes batches (the `[data]` table)."""
+
+    normalize_obs: bool = Field(default=False, description="standardise observations by the data's mean and deviation")
+    time_limit: TimeLimit = TimeLimit.CONTINUE
 
 
 class Batch(NamedTuple):
     """B transitions for each of K = seeds x agents learners. The agents of one seed see the same rows."""
 
     obs: Tensor  # [K, B, O]
-    actions: Tensor  # [K, B, A]
+    actions: Tensor  # [K, B, A], in [-1, 1] or one-hot
     rewards: Tensor  # [K, B], each agent's own
     next_obs: Tensor  # [K, B, O]
     mask: Tensor  # [K, B], 0 where the agent terminated, 1 elsewhere: a time limit is no end
+    rows: Tensor  # int64 [S, B], which transitions of the data these are
 
 
 class Transitions:
@@ -30,37 +50,69 @@ class Transitions:
     Args:
         dataset: what `om2p_data.dataset.load` returns.
         device: where the tensors live.
+        config: what is done to the data on the way.
+
+    Attributes:
+        obs_mean, obs_scale: what the observations were standardised with, [N, 1, O] (0 and 1 if they were not).
+        obs: [M + E, N, O]; obs_index: int64 [M], row of each transition's observation; the next is one row further.
+        rewards, mask: [M, N].
+        last: bool [M], whether a transition is its episode's last.
+
+    Raises:
+        UserError: agents that leave before their episode ends.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device | str = "cpu"):
+    def __init__(self, dataset: Dataset, device: torch.device | str = "cpu", config: DataConfig | None = None):
+        config = config or DataConfig()
         episodes = dataset.episodes
-        self._obs = _tensor(episodes.obs, device)  # [M + E, N, O]
-        self._actions = _tensor(episodes.actions, device)  # [M, N, A]
-        self._rewards = _tensor(episodes.rewards, device)  # [M, N]
-        self._mask = _tensor(~episodes.terminated, device).float()  # [M, N]
-        self._obs_index = _tensor(episodes.obs_index, device)  # [M]
+        if not episodes.agents_end_together and episodes.absent.any():
+            raise UserError(
+                f"{dataset.id} has agents that leave before their episode ends: training needs teams that stay together"
+            )
+        obs = _tensor(episodes.obs, device)
+        self.obs_mean, self.obs_scale = _statistics(obs, config.normalize_obs)
+        self.obs = (obs - self.obs_mean.squeeze(1)) / self.obs_scale.squeeze(1) if config.normalize_obs else obs
+        self.actions = _tensor(to_unit(episodes.actions, dataset.environment.spec), device)  # [M, N, A]
+        self.rewards = _tensor(episodes.rewards, device)
+        ended = episodes.terminated
+        if config.time_limit is TimeLimit.TERMINAL:
+            ended = ended | episodes.truncated
+        self.mask = _tensor(~ended, device).float()
+        self.obs_index = _tensor(episodes.obs_index, device)
+        self.last = torch.zeros(len(self), dtype=torch.bool, device=device)
+        self.last[_tensor(episodes.transition_start + episodes.lengths - 1, device)] = True
 
     def __len__(self) -> int:
-        return len(self._actions)
+        return len(self.rewards)
 
     def sample(self, streams: SeedStreams, batch_size: int) -> Batch:
         """B rows for every seed, uniformly with replacement."""
         rows = streams.integers(len(self), 1, batch_size)  # [S, B]
-        obs_rows = self._obs_index[rows]
+        obs_rows = self.obs_index[rows]
         return Batch(
-            obs=_by_learner(self._obs[obs_rows]),
-            actions=_by_learner(self._actions[rows]),
-            rewards=_by_learner(self._rewards[rows]),
-            next_obs=_by_learner(self._obs[obs_rows + 1]),
-            mask=_by_learner(self._mask[rows]),
+            obs=by_learner(self.obs[obs_rows]),
+            actions=by_learner(self.actions[rows]),
+            rewards=by_learner(self.rewards[rows]),
+            next_obs=by_learner(self.obs[obs_rows + 1]),
+            mask=by_learner(self.mask[rows]),
+            rows=rows,
         )
+
+
+def by_learner(values: Tensor) -> Tensor:
+    """[S, B, N, ...] -> [S * N, B, ...], contiguous."""
+    return values.transpose(1, 2).flatten(0, 1)
+
+
+def _statistics(obs: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every agent's observations, [N, 1, O] each; a component that never moves is left alone."""
+    mean, scale = torch.zeros_like(obs[:1]), torch.ones_like(obs[:1])
+    if wanted:
+        deviation, mean = torch.std_mean(obs, 0, keepdim=True)
+        scale = torch.where(deviation > 1e-6, deviation, 1.0)
+    return mean.transpose(0, 1), scale.transpose(0, 1)
 
 
 def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
     # The columns are read-only maps of a file; a copy detaches the run from it.
     return torch.from_numpy(np.array(array)).to(device)
-
-
-def _by_learner(values: Tensor) -> Tensor:
-    """[S, B, N, ...] -> [S * N, B, ...], contiguous."""
-    return values.transpose(1, 2).flatten(0, 1)

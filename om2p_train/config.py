@@ -11,16 +11,18 @@ from typing import Any
 from pydantic import Field
 
 from om2p_data import recipe
-from om2p_data.envs.registry import TASKS, Task
+from om2p_data.envs.registry import TASKS
 from om2p_data.errors import UserError, unknown
 from om2p_data.recipe import Record
 from om2p_data.tiers import Tier
 from om2p_train import algorithms
 from om2p_train.algorithms import Options
+from om2p_train.batches import DataConfig
 from om2p_train.learner import OptimizerConfig
+from om2p_train.networks import NetworkConfig
 
-_TABLES = ("algorithm", "base", "optimizer", "options", "run", "scale", "task")
-_LAYERS = ("run", "optimizer", "options")
+_LAYERS = ("run", "data", "network", "optimizer", "options")
+_TABLES = ("algorithm", "base", "fixed", "scale", "task", *_LAYERS)
 
 
 class Scale(enum.Enum):
@@ -37,6 +39,7 @@ class RunConfig(Record):
     evaluate_every: int = Field(gt=0)
     evaluation_episodes: int = Field(gt=0, description="per seed")
     log_every: int = Field(default=100, gt=0)
+    checkpoint_every: int = Field(default=1_000, gt=0, description="updates that an interruption can cost")
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,15 @@ class TrainRecipe:
     scale: Scale
     algorithm: str
     run: RunConfig
+    data: DataConfig
+    network: NetworkConfig
     optimizer: OptimizerConfig
     options: Options
 
     def tables(self) -> dict[str, Any]:
         """The recipe as plain values: a file of these runs the same again."""
         return {"algorithm": self.algorithm} | {
-            layer: getattr(self, layer).model_dump(mode="json") for layer in _LAYERS
+            layer: getattr(self, layer).model_dump(mode="json", exclude_none=True) for layer in _LAYERS
         }
 
 
@@ -68,7 +73,7 @@ def check_exists(source: str | Path) -> None:
 
 def load(
     source: str | Path,
-    task: Task,
+    task: str,
     tier: Tier | None,
     scale: Scale = Scale.CPU,
     settings: Iterable[str] = (),
@@ -76,11 +81,13 @@ def load(
     """Resolve a recipe for a task and tier.
 
     Later layers win: the base recipe, the recipe's own tables, `[scale.<scale>]`, `[task.<task>]`,
-    `[task.<task>.<tier>]`, and last the settings of the command line.
+    `[task.<task>.<tier>]`, `[fixed]` (what makes a recipe another one than its base, whatever the task), and last the
+    settings of the command line.
 
     Args:
         source: name of a bundled recipe or path of a TOML file.
-        task, tier: what the data set holds; a set of no known tier gets the task's layer only.
+        task, tier: what the data set holds, a task of ours or the name of somebody's environment; a set of no known
+            tier gets the task's layer only.
         scale: which `[scale]` section.
         settings: overrides, `"options.eta=0.5"`.
 
@@ -93,14 +100,15 @@ def load(
             raise UserError(f"{label}: {unknown('key', key, _TABLES)}")
     layers = {key: tables[key] for key in _LAYERS if key in tables}
     layers = recipe.merge(layers, _section(tables, "scale", scale.value, [entry.value for entry in Scale], label))
-    by_task = _section(tables, "task", task.name, list(TASKS), label)
+    by_task = _section(tables, "task", task, sorted({*TASKS, task}), label)
     tiers = [entry.value for entry in Tier]
     for key in by_task:
         if key not in (*_LAYERS, *tiers):
-            raise UserError(f"{label}: {unknown(f'key in [task.{task.name}]', key, [*_LAYERS, *tiers])}")
+            raise UserError(f"{label}: {unknown(f'key in [task.{task}]', key, [*_LAYERS, *tiers])}")
     layers = recipe.merge(layers, {key: value for key, value in by_task.items() if key not in tiers})
     if tier is not None:
         layers = recipe.merge(layers, _table(by_task, tier.value, label))
+    layers = recipe.merge(layers, _table(tables, "fixed", label))
     layers = recipe.merge(layers, recipe.parse_overrides(settings))
     for key in layers:
         if key not in _LAYERS:
@@ -113,6 +121,8 @@ def load(
         scale=scale,
         algorithm=tables["algorithm"],
         run=recipe.fill(RunConfig, layers.get("run", {}), label, "run"),
+        data=recipe.fill(DataConfig, layers.get("data", {}), label, "data"),
+        network=recipe.fill(NetworkConfig, layers.get("network", {}), label, "network"),
         optimizer=recipe.fill(OptimizerConfig, layers.get("optimizer", {}), label, "optimizer"),
         options=recipe.fill(algorithm.options_type, layers.get("options", {}), label, "options"),
     )

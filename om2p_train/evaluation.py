@@ -8,7 +8,7 @@ import torch
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
 from om2p_data.rollout import team_returns
-from om2p_train.networks import Actor
+from om2p_train.actors import Actor
 from om2p_train.streams import EVALUATION, SeedStreams
 
 
@@ -43,6 +43,6 @@ class Evaluator:
         seeds, episodes, agents = len(self._seeds), self._episodes, self._task.num_agents
         inputs = torch.from_numpy(np.ascontiguousarray(obs)).to(self._device)
         inputs = inputs.view(seeds, episodes, agents, -1).transpose(1, 2).flatten(0, 1)  # [S * N, episodes, O]
-        eps = self._streams.normal(agents, episodes, self._task.act_dim)
+        eps = self._streams.normal(agents, episodes, self._actor.noise_dim)
         actions = self._actor.act(inputs, eps)
         return actions.view(seeds, agents, episodes, -1).transpose(1, 2).flatten(0, 1).contiguous().cpu().numpy()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -118,22 +119,26 @@ def mean_flow(
     times: Tensor,
     derivative: Derivative,
     step: float,
+    guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean velocity u(a_r, r, t | o) and its regression target v - (r - t) du/dr (OM2P paper Eq. 2).
 
     Args:
         net: u, with inputs (o, a_r, r, t).
-        obs: [K, B, O].
+        obs: [K, B, O], with whatever else u is conditioned on.
         actions, eps: [K, B, A].
         times: r and t, [K, B, 2].
         derivative: how du/dr is computed.
         step: of the finite difference, used by that form only.
+        guide: (a_r, r, v) -> the velocity to follow instead of v, [K, B, A].
 
     Returns:
         u [K, B, A] and the target [K, B, A], which carries no gradient.
     """
     r, t = times[..., :1], times[..., 1:]
     a_r, velocity = interpolate(actions, eps, r)
+    if guide is not None:
+        velocity = guide(a_r, r, velocity)
     x = torch.cat([obs, a_r, times], -1)  # [K, B, O + A + 2]
     if derivative is Derivative.ZERO:
         return net(x), velocity

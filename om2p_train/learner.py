@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from om2p_data.checkpoints import optimizer_state, restore_optimizer
 from om2p_data.recipe import Record
 from om2p_data.stacked import polyak
-from om2p_train.algorithms import Algorithm
+from om2p_train.algorithms import Algorithm, Stage
 from om2p_train.batches import Transitions
 from om2p_train.streams import SeedStreams
 
@@ -17,8 +22,12 @@ class OptimizerConfig(Record):
     """What stands around the losses."""
 
     learning_rate: float = Field(gt=0)
+    critic_learning_rate: float | None = Field(default=None, gt=0, description="the critic's own; left out: the same")
     batch_size: int = Field(gt=0)
     rho: float = Field(gt=0, le=1, description="share of the source in every target average")
+    max_gradient: float | None = Field(
+        default=None, gt=0, description="bound on the norm of each learner's gradient; left out: none"
+    )
 
 
 class Learner:
@@ -29,49 +38,121 @@ class Learner:
         data: where batches come from.
         streams: sampling streams, one a seed.
         config: optimiser settings.
+        updates: of the whole run.
+
+    Attributes:
+        updates: taken so far.
     """
 
-    def __init__(self, algorithm: Algorithm, data: Transitions, streams: SeedStreams, config: OptimizerConfig):
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        data: Transitions,
+        streams: SeedStreams,
+        config: OptimizerConfig,
+        updates: int,
+    ):
         self._algorithm = algorithm
         self._data = data
         self._streams = streams
         self._config = config
-        self._actor_optimizer = _adam(algorithm.actor, config)
-        self._critic_optimizer = _adam(algorithm.critic, config) if algorithm.critic is not None else None
+        self._optimizers = {
+            name: _adam(module, rate)
+            for name, module, rate in (
+                ("critic", algorithm.critic, config.critic_learning_rate or config.learning_rate),
+                ("actor", algorithm.actor, config.learning_rate),
+            )
+            if module is not None
+        }
         self._targets = [value for target, _ in algorithm.targets for value in target.parameters()]
         self._sources = [value for _, source in algorithm.targets for value in source.parameters()]
+        self._stages = algorithm.stages(updates)
+        self.updates = 0
 
     def update(self) -> dict[str, Tensor]:
         """One update of all K learners.
 
         Returns:
-            Losses by name, [K], still on the device: reading them is what costs a synchronisation.
+            Losses by name, [K], still on the device: reading them is what costs a synchronisation. A loss that is not
+            trained now is 0.
         """
         algorithm, size = self._algorithm, self._config.batch_size
+        stage = self._stage()
         batch = self._data.sample(self._streams, size)
         noise = algorithm.draw(self._streams, size)
-        losses = {}
-        if self._critic_optimizer is not None and algorithm.critic is not None:
-            loss = algorithm.critic_loss(batch, noise)
-            _step(self._critic_optimizer, loss)
-            losses["critic_loss"] = loss.detach()
-            # The guidance needs the gradient of Q by the action only.
-            algorithm.critic.requires_grad_(False)
-        loss = algorithm.actor_loss(batch, noise)
-        _step(self._actor_optimizer, loss)
-        losses["actor_loss"] = loss.detach()
-        if algorithm.critic is not None:
-            algorithm.critic.requires_grad_(True)
+        losses = {f"{name}_loss": batch.rewards.new_zeros(len(batch.rewards)) for name in self._optimizers}
+        if stage.critic:
+            losses["critic_loss"] = self._step("critic", algorithm.critic_loss(batch, noise))
+        if stage.actor:
+            if algorithm.critic is not None:  # the guidance needs the gradient of Q by the action only
+                algorithm.critic.requires_grad_(False)
+            losses["actor_loss"] = self._step("actor", algorithm.actor_loss(batch, noise))
+            if algorithm.critic is not None:
+                algorithm.critic.requires_grad_(True)
         if self._targets:
             polyak(self._targets, self._sources, self._config.rho)
+        self.updates += 1
         return losses
 
+    def state(self) -> dict[str, Any]:
+        """All that the next update depends on, besides data and settings."""
+        return {
+            "updates": self.updates,
+            "weights": dict(self._algorithm.named_parameters()),
+            "buffers": dict(self._algorithm.named_buffers()),
+            "optimizers": {name: optimizer_state(optimizer) for name, optimizer in self._optimizers.items()},
+            "streams": self._streams.state(),
+        }
 
-def _adam(module: nn.Module, config: OptimizerConfig) -> Adam:
-    return Adam(module.parameters(), config.learning_rate, fused=True)
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken.
+
+        Raises:
+            KeyError, RuntimeError: the state is of another algorithm or of other sizes.
+        """
+        for name, parameter in self._algorithm.named_parameters():
+            parameter.copy_(state["weights"][name])
+        for name, buffer in self._algorithm.named_buffers():
+            value = state["buffers"][name].to(buffer.device)
+            owner, _, last = name.rpartition(".")
+            setattr(self._algorithm.get_submodule(owner), last, value)
+        for name, optimizer in self._optimizers.items():
+            restore_optimizer(optimizer, state["optimizers"][name])
+        self._streams.restore(state["streams"])
+        self.updates = int(state["updates"])
+
+    def _stage(self) -> Stage:
+        """The stage of the next update; on its first one, the stage is prepared."""
+        begin = 0
+        for stage in self._stages:
+            if self.updates < begin + stage.updates:
+                if self.updates == begin and stage.prepare is not None:
+                    stage.prepare(self._data, self._streams)
+                return stage
+            begin += stage.updates
+        raise ValueError(f"all {begin} updates are taken")
+
+    def _step(self, name: str, loss: Tensor) -> Tensor:
+        optimizer = self._optimizers[name]
+        optimizer.zero_grad()
+        loss.sum().backward()  # no learner's loss touches another's weights, so the sum keeps their gradients apart
+        if self._config.max_gradient is not None:
+            _clip(optimizer, len(loss), self._config.max_gradient)
+        optimizer.step()
+        return loss.detach()
 
 
-def _step(optimizer: Adam, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.sum().backward()  # no learner's loss touches another's weights, so the sum keeps their gradients apart
-    optimizer.step()
+def _adam(module: nn.Module, learning_rate: float) -> Adam:
+    return Adam(module.parameters(), learning_rate, fused=True)
+
+
+def _clip(optimizer: Adam, learners: int, bound: float) -> None:
+    """Scale the gradient of each learner to a norm of at most `bound`."""
+    gradients = [value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
+    # A critic has two rows of weights a learner.
+    by_learner = [gradient.view(learners, -1) for gradient in gradients]
+    norm = torch.stack([gradient.square().sum(1) for gradient in by_learner]).sum(0).sqrt()  # [K]
+    scale = (bound / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(max=1.0).unsqueeze(1)
+    for gradient in by_learner:
+        gradient.mul_(scale)

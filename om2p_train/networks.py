@@ -1,20 +1,33 @@
-"""Stacked actors and critics. Leading dimension K = seeds x agents, seeds outermost."""
+"""Stacked networks. Leading dimension K = seeds x agents, seeds outermost."""
 
 from __future__ import annotations
 
-import abc
-import enum
+import itertools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TypeVar
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from om2p_data.stacked import Activation, StackedMLP
+from om2p_data.recipe import Record
+from om2p_data.stacked import Activation, StackedLinear, StackedMLP
 from om2p_train.streams import SeedStreams
+from om2p_train.team import Team
+
+N = TypeVar("N", bound=nn.Module)
 
 
-def per_seed(streams: SeedStreams, build: Callable[[torch.Generator], StackedMLP]) -> StackedMLP:
+class NetworkConfig(Record):
+    """Shape of all networks of a run (the `[network]` table)."""
+
+    hidden: tuple[PositiveInt, ...] = Field(min_length=1, description="widths of the hidden layers")
+    activation: Activation
+    critic_layer_norm: bool = Field(description="layer norm after each of the critics' activations")
+
+
+def per_seed(streams: SeedStreams, build: Callable[[torch.Generator], N]) -> N:
     """One network a seed, initialised from its own stream, joined along the leading dimension."""
     networks = [build(generator) for generator in streams.generators]
     joined = networks[0]
@@ -23,112 +36,28 @@ def per_seed(streams: SeedStreams, build: Callable[[torch.Generator], StackedMLP
     return joined.to(streams.device)
 
 
-class OneStep(enum.Enum):
-    """What a flow actor's one-step action is made of."""
-
-    JUMP = "eps+u"  # clip(eps + u(eps, 0, 1 | o)), OM2P paper Eq. 3
-    RAW = "u"  # clip(u(eps, 0, 1 | o)), the authors' released code
-
-
-class Actor(nn.Module, abc.ABC):
-    """Decentralised policies of K = seeds x agents learners: all that acting needs.
-
-    Attributes:
-        kind: name of the class in policy files.
-        architecture: the constructor's arguments besides `streams`, as JSON values.
-        net: the network.
-    """
-
-    kind: ClassVar[str]
-    architecture: dict[str, Any]
-    net: StackedMLP
-
-    @abc.abstractmethod
-    def act(self, obs: Tensor, eps: Tensor) -> Tensor:
-        """obs [K, B, O], eps ~ N(0, I) [K, B, A] -> actions [K, B, A] in [-1, 1]."""
-
-
-class FlowActor(Actor):
-    """Mean velocity u(a_r, r, t | o) of every agent and the one-step action that it gives.
+class TwinCritic(nn.Module):
+    """Two values Q_1, Q_2 of (o, a) for every agent.
 
     Args:
         streams: initialisation streams, one a seed.
-        num_agents, obs_dim, act_dim: N, O, A.
-        hidden: widths of the hidden layers (GELU).
-        one_step: form of the one-step action.
+        team: sizes.
+        config: shape of the network.
     """
 
-    kind = "flow"
-
-    def __init__(
-        self,
-        streams: SeedStreams,
-        num_agents: int,
-        obs_dim: int,
-        act_dim: int,
-        hidden: Sequence[int],
-        one_step: OneStep | str,
-    ):
+    def __init__(self, streams: SeedStreams, team: Team, config: NetworkConfig):
         super().__init__()
-        self.one_step = OneStep(one_step)
-        self.architecture = {
-            "num_agents": num_agents,
-            "obs_dim": obs_dim,
-            "act_dim": act_dim,
-            "hidden": list(hidden),
-            "one_step": self.one_step.value,
-        }
-        inputs = obs_dim + act_dim + 2
-        self.net = per_seed(
-            streams, lambda g: StackedMLP(num_agents, inputs, act_dim, hidden, Activation.GELU, generator=g)
-        )
-
-    def act(self, obs: Tensor, eps: Tensor) -> Tensor:
-        start = torch.zeros_like(obs[..., :1])
-        u = self.net(torch.cat([obs, eps, start, start + 1.0], -1))  # u(eps, 0, 1 | o), [K, B, A]
-        return (eps + u if self.one_step is OneStep.JUMP else u).clamp(-1.0, 1.0)
-
-
-class DeterministicActor(Actor):
-    """a = tanh(net(o)) of every agent; the noise is ignored.
-
-    Args: as `FlowActor`, without `one_step`.
-    """
-
-    kind = "deterministic"
-
-    def __init__(self, streams: SeedStreams, num_agents: int, obs_dim: int, act_dim: int, hidden: Sequence[int]):
-        super().__init__()
-        self.architecture = {
-            "num_agents": num_agents,
-            "obs_dim": obs_dim,
-            "act_dim": act_dim,
-            "hidden": list(hidden),
-        }
-        self.net = per_seed(
-            streams, lambda g: StackedMLP(num_agents, obs_dim, act_dim, hidden, Activation.GELU, generator=g)
-        )
-
-    def act(self, obs: Tensor, eps: Tensor) -> Tensor:
-        del eps
-        return torch.tanh(self.net(obs))
-
-
-ACTORS: dict[str, type[Actor]] = {actor.kind: actor for actor in (FlowActor, DeterministicActor)}
-
-
-class TwinCritic(nn.Module):
-    """Two values Q_1, Q_2 of (o, a) for every agent (GELU, layer norm after the activation).
-
-    Args: as `FlowActor`, without `one_step`.
-    """
-
-    def __init__(self, streams: SeedStreams, num_agents: int, obs_dim: int, act_dim: int, hidden: Sequence[int]):
-        super().__init__()
-        inputs = obs_dim + act_dim
         self.net = per_seed(
             streams,
-            lambda g: StackedMLP(2 * num_agents, inputs, 1, hidden, Activation.GELU, layer_norm=True, generator=g),
+            lambda g: StackedMLP(
+                2 * team.num_agents,
+                team.obs_dim + team.act_dim,
+                1,
+                config.hidden,
+                config.activation,
+                layer_norm=config.critic_layer_norm,
+                generator=g,
+            ),
         )
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
@@ -137,3 +66,99 @@ class TwinCritic(nn.Module):
         stack, batch, _ = x.shape
         twice = x.repeat_interleave(2, 0)  # [2 K, B, O + A]
         return self.net(twice).view(stack, 2, batch)
+
+    def first(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Q_1 alone, at half the price: obs [K, B, O], actions [K, B, A] -> [K, B]."""
+        return self.net(torch.cat([obs, actions], -1), every=2).squeeze(-1)
+
+    def of_many(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Values of several actions of each observation: obs [K, B, O], actions [K, B, m, A] -> [K, 2, B, m]."""
+        return self(*_repeated(obs, actions)).unflatten(-1, actions.shape[1:3])
+
+    def first_of_many(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Q_1 alone of several actions of each observation, [K, B, m]."""
+        return self.first(*_repeated(obs, actions)).unflatten(-1, actions.shape[1:3])
+
+
+def _repeated(obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Every observation beside each of its actions: [K, B, O] and [K, B, m, A] -> [K, B m, O] and [K, B m, A]."""
+    return obs.unsqueeze(2).expand(-1, -1, actions.shape[2], -1).flatten(1, 2), actions.flatten(1, 2)
+
+
+class StateValue(nn.Module):
+    """One value V of o for every agent. Args: as `TwinCritic`."""
+
+    def __init__(self, streams: SeedStreams, team: Team, config: NetworkConfig):
+        super().__init__()
+        self.net = per_seed(
+            streams,
+            lambda g: StackedMLP(
+                team.num_agents,
+                team.obs_dim,
+                1,
+                config.hidden,
+                config.activation,
+                layer_norm=config.critic_layer_norm,
+                generator=g,
+            ),
+        )
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """obs [K, B, O] -> [K, B]."""
+        return self.net(obs).squeeze(-1)
+
+
+class ResidualMLP(nn.Module):
+    """K perceptrons whose layers add to a linear image of their input: the score network of diffusion policies.
+
+    Args:
+        stack: K.
+        inputs, outputs: sizes I and O.
+        hidden: widths of the layers.
+        activation: after every layer's affine map.
+        generator: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        stack: int,
+        inputs: int,
+        outputs: int,
+        hidden: Sequence[int],
+        activation: Activation,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        sizes = list(itertools.pairwise([inputs, *hidden]))
+        self.activation = activation
+        self.layers = nn.ModuleList(StackedLinear(stack, size, width, generator) for size, width in sizes)
+        self.skips = nn.ModuleList(StackedLinear(stack, size, width, generator) for size, width in sizes)
+        self.output_layer = StackedLinear(stack, hidden[-1], outputs, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K, B, I] -> [K, B, O]."""
+        for layer, skip in zip(self.layers, self.skips, strict=True):
+            x = skip(x) + self.activation(layer(x))
+        return self.output_layer(x)
+
+
+class FourierTime(nn.Module):
+    """Random Fourier features of a time in [0, 1] (Tancik et al. 2020): cos and sin of F fixed frequencies.
+
+    Args:
+        streams: initialisation streams, one a seed.
+        num_agents: N.
+        features: 2 F.
+        scale: standard deviation of the frequencies, in turns.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, streams: SeedStreams, num_agents: int, features: int, scale: float):
+        super().__init__()
+        self.register_buffer("frequencies", 2.0 * math.pi * scale * streams.normal(num_agents, 1, features // 2))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """time [K, B, 1] -> [K, B, 2 F]."""
+        angle = time * self.frequencies
+        return torch.cat([angle.cos(), angle.sin()], -1)

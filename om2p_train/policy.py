@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from om2p_data.errors import UserError, unknown
-from om2p_train.networks import ACTORS, Actor
+from om2p_data.spec import TeamSpec
+from om2p_data.storage import write_whole
+from om2p_train.actors import ACTORS, Actor
+from om2p_train.networks import NetworkConfig
+from om2p_train.spaces import from_unit
 from om2p_train.streams import EVALUATION, INITIALISATION, SeedStreams
+from om2p_train.team import Team
 
 
 class TeamPolicy:
@@ -22,60 +28,79 @@ class TeamPolicy:
 
     Args:
         actor: its networks, for one seed.
-        agents: names of the agents, in the order of the leading dimension.
+        spec: the agents, in the order of the leading dimension, and what they see and do.
         card: where it comes from (task, data set, recipe, seed, updates).
         seed: of the action noise.
     """
 
-    def __init__(self, actor: Actor, agents: Sequence[str], card: dict[str, Any], seed: int = 0):
-        self.agents = tuple(agents)
+    def __init__(self, actor: Actor, spec: TeamSpec, card: dict[str, Any], seed: int = 0):
+        self.spec = spec
+        self.agents = spec.agents
         self.card = card
-        self._actor = actor
+        self.actor = actor
         self._streams = SeedStreams([seed], EVALUATION)
-        self._act_dim = int(actor.architecture["act_dim"])
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def act(self, obs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Actions of every agent.
 
         Args:
             obs: by agent, [O] or a batch [B, O].
 
         Returns:
-            By agent, float32 [A] or [B, A], in [-1, 1].
+            By agent, float32 [A] or [B, A] within the bounds of its action space; discrete actions int or int64 [B].
 
         Raises:
             UserError: an agent's observation is missing or has the wrong size.
         """
-        missing = [agent for agent in self.agents if agent not in obs]
-        if missing:
-            raise UserError(f"the observation of agent {missing[0]!r} is missing; the team is {', '.join(self.agents)}")
-        arrays = [np.atleast_2d(np.asarray(obs[agent], np.float32)) for agent in self.agents]
-        size = self._actor.architecture["obs_dim"]
-        for agent, array in zip(self.agents, arrays, strict=True):
-            if array.shape[-1] != size:
-                raise UserError(f"the observation of {agent!r} must have {size} numbers, not {array.shape[-1]}")
-        inputs = torch.from_numpy(np.stack(arrays))  # [N, B, O]
-        eps = self._streams.normal(*inputs.shape[:2], self._act_dim)
-        actions = self._actor.act(inputs, eps).numpy()
+        inputs = torch.from_numpy(stack_observations(self.spec, obs))  # [N, B, O]
+        eps = self._streams.normal(*inputs.shape[:2], self.actor.noise_dim)
+        actions = from_unit(self.actor.act(inputs, eps).numpy(), self.spec)
         single = np.ndim(obs[self.agents[0]]) == 1
         return {agent: (a[0] if single else a) for agent, a in zip(self.agents, actions, strict=True)}
 
 
-def save_policy(path: Path, actor: Actor, seed_index: int, agents: Sequence[str], card: Mapping[str, Any]) -> None:
+def stack_observations(spec: TeamSpec, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Observations by agent, each [O] or [B, O], as float32 [N, B, O], padded to the largest agent.
+
+    Raises:
+        UserError: an agent's observation is missing or has the wrong size.
+    """
+    missing = [agent for agent in spec.agents if agent not in obs]
+    if missing:
+        raise UserError(f"the observation of agent {missing[0]!r} is missing; the team is {', '.join(spec.agents)}")
+    arrays = [np.atleast_2d(np.asarray(obs[agent], np.float32)) for agent in spec.agents]
+    inputs = np.zeros((spec.num_agents, len(arrays[0]), spec.obs_dim), np.float32)
+    for index, (agent, array, size) in enumerate(zip(spec.agents, arrays, spec.obs_dims, strict=True)):
+        if array.shape[-1] != size:
+            raise UserError(f"the observation of {agent!r} must have {size} numbers, not {array.shape[-1]}")
+        inputs[index, :, :size] = array
+    return inputs
+
+
+def save_policy(path: Path, actor: Actor, seed_index: int, spec: TeamSpec, card: Mapping[str, Any]) -> None:
     """Write the networks of one seed of a stacked actor.
 
     Args:
         path: of the safetensors file.
         actor: K = S x N stacked networks.
         seed_index: which seed's.
-        agents: names of the N agents.
+        spec: the N agents.
         card: JSON values that say where the policy comes from.
     """
-    rows = slice(seed_index * len(agents), (seed_index + 1) * len(agents))
-    weights = {name: value[rows].contiguous().cpu() for name, value in actor.state_dict().items()}
-    content = {**card, "actor": actor.kind, "architecture": actor.architecture, "agents": list(agents)}
-    save_file(weights, path, metadata={"card": json.dumps(content, sort_keys=True)})
+    seeds = len(actor.obs_mean) // spec.num_agents
+    weights = {}
+    for name, value in actor.state_dict().items():
+        size = len(value) // seeds  # every tensor leads with the learners, or with a multiple of them
+        weights[name] = value[seed_index * size : (seed_index + 1) * size].contiguous().cpu()
+    content = {
+        **card,
+        "actor": actor.kind,
+        "architecture": actor.architecture,
+        "spec": dataclasses.asdict(dataclasses.replace(spec, state_dim=None)),
+    }
+    metadata = {"card": json.dumps(content, sort_keys=True)}
+    write_whole(path, lambda temporary: temporary.write_bytes(save(weights, metadata=metadata)))
 
 
 def load_policy(path: str | Path, seed: int = 0) -> TeamPolicy:
@@ -98,10 +123,20 @@ def load_policy(path: str | Path, seed: int = 0) -> TeamPolicy:
         kind = card["actor"]
         if kind not in ACTORS:
             raise unknown("actor kind", kind, ACTORS)
-        actor = ACTORS[kind](SeedStreams([0], INITIALISATION), **card["architecture"])
+        own = dict(card["architecture"])
+        team, network = (
+            Team.from_json(own.pop("team")),
+            NetworkConfig.model_validate_json(json.dumps(own.pop("network"))),
+        )
+        actor = ACTORS[kind](SeedStreams([0], INITIALISATION), team, network, **own)
         actor.load_state_dict(weights)
+        spec = TeamSpec(**{key: _tuples(value) for key, value in card["spec"].items()})
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"cannot read the policy {path}: {error}") from error
-    return TeamPolicy(actor, card["agents"], card, seed)
+    return TeamPolicy(actor, spec, card, seed)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -37,6 +37,15 @@ class SeedStreams:
         """Uniform integers in [0, high), [S * shape[0], ...]."""
         return self._draw(lambda generator: torch.randint(high, shape, generator=generator, device=self.device))
 
+    def state(self) -> list[Tensor]:
+        """Where every stream stands, to go on from there."""
+        return [generator.get_state() for generator in self.generators]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Go on from where `state` was taken."""
+        for generator, one in zip(self.generators, state, strict=True):
+            generator.set_state(one)
+
     def _draw(self, one: Callable[[torch.Generator], Tensor]) -> Tensor:
         return torch.cat([one(generator) for generator in self.generators])
 

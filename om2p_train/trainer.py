@@ -36,6 +36,7 @@ from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
 from om2p_data.provenance import commit
 from om2p_data.rollout import team_returns
+from om2p_data.spec import TeamSpec
 from om2p_data.storage import write_whole
 from om2p_train import algorithms
 from om2p_train.algorithms import Algorithm
@@ -45,6 +46,7 @@ from om2p_train.evaluation import Evaluator
 from om2p_train.learner import Learner
 from om2p_train.policy import save_policy
 from om2p_train.streams import INITIALISATION, SAMPLING, SeedStreams
+from om2p_train.team import Team
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -104,18 +106,21 @@ def train(
     place = _device(device)
     task = task_of(dataset)
     # Built before the folder is touched: options that make no sense together leave nothing behind.
-    algorithm = algorithms.find(recipe.algorithm)(task, recipe.options, SeedStreams(seeds, INITIALISATION, place))
+    team = Team.of(dataset.environment.spec)
+    streams = SeedStreams(seeds, INITIALISATION, place)
+    algorithm = algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, streams)
     # Before the first file is opened, so that an interrupted start leaves nothing behind.
     facts = _facts(dataset, task, recipe, list(seeds), place)
     writers = _Writers(folder, overwrite, task.agents, list(seeds), tensorboard)
     try:
         writers.run(facts | {"finished": False}, recipe)
-        data = Transitions(dataset, place)
-        learner = Learner(algorithm, data, SeedStreams(seeds, SAMPLING, place), recipe.optimizer)
-        evaluator = Evaluator(algorithm.actor, task, list(seeds), recipe.run.evaluation_episodes, place)
+        data = Transitions(dataset, place, recipe.data)
+        algorithm.policy.standardize(data.obs_mean, data.obs_scale)
+        learner = Learner(algorithm, data, SeedStreams(seeds, SAMPLING, place), recipe.optimizer, recipe.run.updates)
+        evaluator = Evaluator(algorithm.policy, task, list(seeds), recipe.run.evaluation_episodes, place)
         _loop(learner, evaluator, recipe, writers, f"{recipe.name} {task.alias}", progress)
         card = {key: facts[key] for key in ("algorithm", "recipe_name", "dataset", "task")}
-        writers.weights(algorithm, card | {"updates": recipe.run.updates})
+        writers.weights(algorithm, dataset.environment.spec, card | {"updates": recipe.run.updates})
         writers.run(facts | {"finished": True}, recipe)
     finally:
         writers.close()
@@ -199,7 +204,7 @@ class _Writers:
             for seed, row in zip(self._seeds, returns, strict=True):
                 self._events.add_scalar(f"return/seed{seed}", float(row.mean()), update)
 
-    def weights(self, algorithm: Algorithm, card: dict[str, Any]) -> None:
+    def weights(self, algorithm: Algorithm, spec: TeamSpec, card: dict[str, Any]) -> None:
         # Modules that share weights (an actor that is its own target) are written once.
         weights = {name: value.contiguous().cpu() for name, value in algorithm.named_parameters()}
         save_file(weights, self._folder / _CHECKPOINT_FILE)
@@ -207,7 +212,7 @@ class _Writers:
         policies.mkdir(exist_ok=True)
         for index, seed in enumerate(self._seeds):
             path = policies / f"seed{seed}.safetensors"
-            save_policy(path, algorithm.actor, index, self._agents, card | {"seed": seed})
+            save_policy(path, algorithm.policy, index, spec, card | {"seed": seed})
 
     def close(self) -> None:
         self._metrics_file.close()

@@ -10,14 +10,36 @@ from om2p_data.behavior import runs
 from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
 from om2p_data.recipe import Record, bundled, fill, merge, parse_overrides, read
+from om2p_data.spec import EnvironmentCard
+from om2p_data.stacked import Activation
 from om2p_data.tiers import Tier
 from om2p_train import algorithms, config
+from om2p_train.actors import OneStep
+from om2p_train.algorithms.ma_cql import Proposal
+from om2p_train.algorithms.omar import Search
 from om2p_train.config import Scale
 from om2p_train.flows import Derivative, TimePair
-from om2p_train.networks import OneStep
 from om2p_train.streams import INITIALISATION, SeedStreams
+from om2p_train.team import Team
 
-RECIPES = ["bc", "om2p", "om2p-paper", "om2p-released"]
+RECIPES = [
+    "bc",
+    "bc-flow",
+    "ma-cql",
+    "ma-cql-authors",
+    "ma-fql",
+    "ma-sfbc",
+    "om2p",
+    "om2p-paper",
+    "om2p-paper-gradient",
+    "om2p-paper-only-bc",
+    "om2p-paper-only-q",
+    "om2p-paper-uniform",
+    "om2p-released",
+    "omar",
+    "omar-authors",
+    "vgm2p",
+]
 
 # OM2P paper, Table 3: eta and xi.
 PAPER = {
@@ -68,7 +90,7 @@ def test_data_recipes_load_and_build_a_learner(task: Task) -> None:
 def test_training_recipes_load_for_every_task_and_tier(name: str, scale: Scale) -> None:
     for task in TASKS.values():
         for tier in Tier:
-            recipe = config.load(name, task, tier, scale)
+            recipe = config.load(name, task.name, tier, scale)
             assert (recipe.name, recipe.scale) == (name, scale)
             assert recipe.run.updates % recipe.run.evaluate_every == 0
 
@@ -77,25 +99,30 @@ def test_training_recipes_load_for_every_task_and_tier(name: str, scale: Scale) 
 @pytest.mark.parametrize("name", RECIPES)
 def test_training_recipes_build_their_algorithm(name: str, task: Task) -> None:
     for tier in Tier:
-        recipe = config.load(name, task, tier)
-        algorithms.find(recipe.algorithm)(task, recipe.options, SeedStreams([0, 1], INITIALISATION))
+        recipe = config.load(name, task.name, tier)
+        team, streams = Team.of(EnvironmentCard.of(task).spec), SeedStreams([0, 1], INITIALISATION)
+        try:
+            algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, streams)
+        except UserError:
+            assert team.discrete
 
 
 @pytest.mark.parametrize("name", ["om2p-paper", "om2p-released"])
 def test_eta_and_xi_are_the_papers(name: str) -> None:
     for (task, tier), expected in PAPER.items():
-        options = config.load(name, TASKS[task], Tier(tier), Scale.PAPER).options.model_dump()
+        options = config.load(name, task, Tier(tier), Scale.PAPER).options.model_dump()
         assert (options["eta"], options["xi"]) == expected, (task, tier)
         assert not options["normalize_q"]
 
 
 @pytest.mark.parametrize("name", ["om2p", "om2p-paper", "om2p-released"])
 def test_settings_common_to_all_of_the_papers_runs(name: str) -> None:
-    recipe = config.load(name, TASKS["world"], Tier.MEDIUM, Scale.PAPER)
+    recipe = config.load(name, "world", Tier.MEDIUM, Scale.PAPER)
     assert recipe.run.updates == 1_000_000
-    assert recipe.optimizer.model_dump() == {"learning_rate": 3e-4, "batch_size": 256, "rho": 0.005}
-    options = recipe.options.model_dump()
-    assert (options["gamma"], options["hidden"]) == (0.99, (512, 512, 512, 512))
+    optimizer = recipe.optimizer.model_dump(exclude_none=True)
+    assert optimizer == {"learning_rate": 3e-4, "batch_size": 256, "rho": 0.005}
+    assert (recipe.options.model_dump()["gamma"], recipe.network.hidden) == (0.99, (512, 512, 512, 512))
+    assert (recipe.network.activation, recipe.network.critic_layer_norm) == (Activation.GELU, True)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +134,86 @@ def test_settings_common_to_all_of_the_papers_runs(name: str) -> None:
     ],
 )
 def test_presets(name: str, expected: tuple) -> None:
-    options = config.load(name, TASKS["world"], Tier.MEDIUM).options.model_dump()
+    options = config.load(name, "world", Tier.MEDIUM).options.model_dump()
     assert tuple(options[key] for key in ("time_pair", "derivative", "one_step", "target_actor")) == expected
     assert (options["adaptive_power"] > 0) == (name == "om2p")
+
+
+# OMAR paper, appendix: alpha and c (published for these tiers alone).
+OMAR = {
+    "cooperative-navigation": {"medium-replay": (1, 1), "medium": (5, 1), "expert": (5, 1), "random": (0.5, 1)},
+    "predator-prey": {"medium-replay": (0.5, 0.9), "medium": (5, 0.7), "expert": (5, 0.9), "random": (0.5, 0.9)},
+    "world": {"medium-replay": (1, 0.7), "medium": (0.5, 0.1), "expert": (5, 0.9), "random": (0.5, 1)},
+    "halfcheetah-2x3": {"medium-replay": (5, 0.9), "medium": (1, 0.7), "expert": (5, 0.5), "random": (1, 1)},
+}
+
+
+@pytest.mark.parametrize("suffix", ["", "-authors"])
+def test_alpha_and_c_are_omars(suffix: str) -> None:
+    for task, by_tier in OMAR.items():
+        for tier, (alpha, c) in {**by_tier, "medium-expert": by_tier["medium"]}.items():
+            options = config.load(f"omar{suffix}", task, Tier(tier), Scale.PAPER).options.model_dump()
+            assert (options["alpha"], options["c"]) == (alpha, c), (task, tier)
+            assert config.load(f"ma-cql{suffix}", task, Tier(tier)).options.model_dump()["alpha"] == alpha
+
+
+@pytest.mark.parametrize(
+    ("task", "hidden", "optimizer", "updates", "search"),
+    [
+        ("cooperative-navigation", (64, 64), (1e-2, 1024, 0.01), 2_000, (Search.SOFTMAX, 3, 10)),
+        ("predator-prey", (64, 64), (1e-2, 1024, 0.01), 2_000, (Search.SOFTMAX, 3, 10)),
+        ("world", (64, 64), (1e-2, 1024, 0.01), 1_000, (Search.SOFTMAX, 3, 10)),
+        ("halfcheetah-2x3", (256, 256), (3e-4, 256, 0.005), 100_000, (Search.CROSS_ENTROPY, 2, 20)),
+    ],
+)
+@pytest.mark.parametrize("scale", Scale)
+def test_omars_own_sizes(task, hidden, optimizer, updates, search, scale: Scale) -> None:
+    recipe = config.load("omar-authors", task, Tier.MEDIUM, scale)
+    assert (recipe.network.hidden, recipe.network.activation) == (hidden, Activation.RELU)
+    assert not recipe.network.critic_layer_norm
+    found = recipe.optimizer
+    assert (found.learning_rate, found.batch_size, found.rho, found.max_gradient) == (*optimizer, 0.5)
+    assert recipe.run.updates == updates
+    options = recipe.options.model_dump()
+    assert (options["search"], options["search_rounds"], options["search_samples"]) == search
+    assert (options["gamma"], options["search_mu"], options["search_sigma"]) == (0.95, 0, 2)
+    particle = task != "halfcheetah-2x3"
+    assert recipe.data.normalize_obs == particle
+    assert options["action_cost"] == (1e-3 if particle else 0)
+    assert options["proposal"] is (Proposal.UNIFORM if particle else Proposal.POLICY)
+
+
+def test_published_settings_of_the_flow_and_diffusion_baselines() -> None:
+    fql = config.load("ma-fql", "world", Tier.MEDIUM, Scale.PAPER)
+    assert (fql.options.model_dump()["alpha"], fql.options.model_dump()["flow_steps"]) == (10, 10)
+    sfbc = config.load("ma-sfbc", "world", Tier.MEDIUM, Scale.PAPER)
+    options = sfbc.options.model_dump()
+    assert options["score_hidden"] == (512, 256, 128)
+    named = ("time_features", "solver_evaluations", "rounds", "planning_samples", "candidates")
+    assert [options[key] for key in named] == [32, 15, 2, 16, 32]
+    assert (options["planning_sharpness"], options["sharpness"]) == (20, 100)
+    assert sfbc.optimizer.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("only-q", {"bc_weight": 0.0}),
+        ("only-bc", {"eta": 0.0}),
+        ("uniform", {"xi": (0.0, 0.0, 0.0, 0.0)}),
+        ("gradient", {"derivative": Derivative.EXACT, "time_pair": TimePair.INDEPENDENT}),
+    ],
+)
+def test_ablations_differ_from_the_paper_in_one_thing_for_every_task_and_tier(name: str, expected: dict) -> None:
+    for task in TASKS:
+        for tier in Tier:
+            whole = config.load("om2p-paper", task, tier).options.model_dump()
+            assert config.load(f"om2p-paper-{name}", task, tier).options.model_dump() == whole | expected
+
+
+def test_what_is_fixed_yields_to_the_command_line_alone() -> None:
+    assert config.load("bc-flow", "world", Tier.MEDIUM).options.model_dump()["eta"] == 0
+    assert config.load("bc-flow", "world", Tier.MEDIUM, settings=["options.eta=2"]).options.model_dump()["eta"] == 2
 
 
 # How recipes are read
@@ -183,7 +287,7 @@ def test_wrong_values_name_their_key(values: dict, message: str) -> None:
 def test_options_that_make_no_sense_together_say_why() -> None:
     settings = ["options.derivative=finite-difference", "options.finite_difference_step=1e-12"]
     with pytest.raises(UserError, match=r"^recipe om2p: options is wrong: .*resolution") as caught:
-        config.load("om2p", TASKS["world"], Tier.MEDIUM, settings=settings)
+        config.load("om2p", "world", Tier.MEDIUM, settings=settings)
     assert len(str(caught.value)) < 250
 
 

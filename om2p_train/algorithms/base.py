@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import abc
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from om2p_data.envs.registry import Task
+from om2p_data.errors import UserError
 from om2p_data.recipe import Record
-from om2p_train.batches import Batch
-from om2p_train.networks import Actor
+from om2p_train.batches import Batch, Transitions
+from om2p_train.networks import NetworkConfig
 from om2p_train.streams import SeedStreams
+from om2p_train.team import Team
 
 Noise = dict[str, Tensor]
 M = TypeVar("M", bound=nn.Module)
@@ -23,29 +26,55 @@ class Options(Record):
     """Base of every algorithm's own options (the `[options]` table of its recipe)."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run in which the same losses are trained.
+
+    Attributes:
+        updates: how many.
+        critic, actor: which of the two losses are trained.
+        prepare: called once before the first update, with all the data; what it makes belongs in buffers.
+    """
+
+    updates: int
+    critic: bool = True
+    actor: bool = True
+    prepare: Callable[[Transitions, SeedStreams], None] | None = None
+
+
 class Algorithm(nn.Module, abc.ABC):
-    """Losses and actions of K = seeds x agents independent learners, stacked.
+    """Losses and actions of K = seeds x agents learners, stacked.
 
     A loss is a pure function of weights, batch and noise, and returns one number a learner. An algorithm says nothing
     of optimisers, devices, logging or loops.
 
+    Args:
+        team: sizes.
+        config: shape of the networks.
+        options: of `options_type`.
+        streams: initialisation streams, one a seed.
+
     Attributes:
         options_type: class of the algorithm's options.
-        actor: whose parameters `actor_loss` trains, and whose `act` is the policy.
+        policy: the `Actor` that is evaluated, saved and exported.
+        actor: whose parameters `actor_loss` trains, or None for a policy that is read off the critic.
         critic: whose parameters `critic_loss` trains, or None for an algorithm without values.
         targets: pairs (target, source) that follow by Polyak averaging.
     """
 
     options_type: ClassVar[type[Options]]
 
-    actor: Actor
-    critic: Any  # a module, called as the algorithm itself defines, or None
+    policy: Any  # an `Actor`, of the class that the algorithm chooses
+    actor: Any  # a module, called as the algorithm itself defines, or None
+    critic: Any
     targets: list[tuple[nn.Module, nn.Module]]
 
     @abc.abstractmethod
-    def __init__(self, task: Task, options: Options, streams: SeedStreams):
-        """Build the networks for `task`, one set a seed, from the initialisation streams."""
+    def __init__(self, team: Team, config: NetworkConfig, options: Any, streams: SeedStreams):
         super().__init__()
+        self.team = team
+        self.options = options
+        self.actor, self.critic, self.targets = None, None, []
 
     @abc.abstractmethod
     def draw(self, streams: SeedStreams, batch_size: int) -> Noise:
@@ -55,9 +84,28 @@ class Algorithm(nn.Module, abc.ABC):
         """Loss of the critic, [K]. Called only where there is one."""
         raise TypeError(f"{type(self).__name__} has no critic")
 
-    @abc.abstractmethod
     def actor_loss(self, batch: Batch, noise: Noise) -> Tensor:
-        """Loss of the actor, [K]; the critic's weights are constants in it."""
+        """Loss of the actor, [K]; the critic's weights are constants in it. Called only where there is one."""
+        raise TypeError(f"{type(self).__name__} has no actor")
+
+    def stages(self, updates: int) -> list[Stage]:
+        """What is trained when; the stages' updates sum to `updates`."""
+        return [Stage(updates, critic=self.critic is not None, actor=self.actor is not None)]
+
+
+def needs_continuous(team: Team, what: str, instead: str) -> None:
+    """Refuse discrete actions.
+
+    Args:
+        team: sizes.
+        what: what cannot be done with them, and why.
+        instead: which recipes can.
+
+    Raises:
+        UserError: they are discrete.
+    """
+    if team.discrete:
+        raise UserError(f"{what} needs continuous actions, and these are discrete; {instead}")
 
 
 def target_of(module: M) -> M:

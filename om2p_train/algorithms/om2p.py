@@ -9,11 +9,19 @@ om2p-released   the authors' code: independent times, du/dr = 0, the network's r
 from __future__ import annotations
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from om2p_data.envs.registry import Task
-from om2p_train.algorithms.base import Algorithm, Noise, Options, guidance, target_of, temporal_difference_loss
+from om2p_train.actors import FlowActor, OneStep
+from om2p_train.algorithms.base import (
+    Algorithm,
+    Noise,
+    Options,
+    guidance,
+    needs_continuous,
+    target_of,
+    temporal_difference_loss,
+)
 from om2p_train.batches import Batch
 from om2p_train.flows import (
     Derivative,
@@ -23,15 +31,16 @@ from om2p_train.flows import (
     check_finite_difference,
     mean_flow,
 )
-from om2p_train.networks import FlowActor, OneStep, TwinCritic
+from om2p_train.networks import NetworkConfig, TwinCritic
 from om2p_train.streams import SeedStreams
+from om2p_train.team import Team
 
 
 class OM2POptions(Options):
     """Options of OM2P. Symbols are the paper's."""
 
-    hidden: tuple[PositiveInt, ...] = Field(min_length=1)
     gamma: float = Field(gt=0, lt=1)
+    bc_weight: float = Field(default=1.0, ge=0, description="weight of L_bc; 0 leaves Q alone, the paper's ablation")
     eta: float = Field(ge=0, description="weight of the Q guidance, Eq. 6; 0 is flow behaviour cloning")
     normalize_q: bool = Field(description="divide the guidance by the mean size of Q, so that eta is free of its scale")
     xi: tuple[float, float, float, float]
@@ -44,9 +53,11 @@ class OM2POptions(Options):
     target_actor: bool = Field(description="whether the critic's target takes its action from a slowly following actor")
 
     @model_validator(mode="after")
-    def _resolvable_step(self) -> OM2POptions:
+    def _sensible(self) -> OM2POptions:
         if self.derivative is Derivative.FINITE_DIFFERENCE:
             check_finite_difference(self.finite_difference_step, torch.float32)
+        if self.bc_weight == 0 and self.eta == 0:
+            raise ValueError("bc_weight and eta are both 0: nothing would train the actor")
         return self
 
 
@@ -54,25 +65,25 @@ class OM2P(Algorithm):
     """L_actor = L_bc - eta E[mean_k Q_k(o, a~)] (Eq. 6); the critic follows Eq. 7."""
 
     options_type = OM2POptions
-    critic: TwinCritic
 
-    def __init__(self, task: Task, options: OM2POptions, streams: SeedStreams):
-        super().__init__(task, options, streams)
-        self.options = options
-        sizes = (task.num_agents, task.obs_dim, task.act_dim)
-        self._noise_shape = (task.num_agents, task.act_dim)
-        self.actor = FlowActor(streams, *sizes, options.hidden, options.one_step)
-        self.critic = TwinCritic(streams, *sizes, options.hidden)
-        self.critic_target: TwinCritic = target_of(self.critic)
-        self.targets = [(self.critic_target, self.critic)]
-        self.actor_target: FlowActor = self.actor
-        if options.target_actor:
-            self.actor_target = target_of(self.actor)
-            self.targets.append((self.actor_target, self.actor))
+    def __init__(self, team: Team, config: NetworkConfig, options: OM2POptions, streams: SeedStreams):
+        super().__init__(team, config, options, streams)
+        self.policy = self.actor = FlowActor(streams, team, config, options.one_step)
+        if options.eta > 0:
+            needs_continuous(
+                team, "OM2P's guidance, a gradient of Q by the action,", "vgm2p, bc-flow, ma-sfbc and ma-cql can"
+            )
+            self.critic = TwinCritic(streams, team, config)
+            self.critic_target: TwinCritic = target_of(self.critic)
+            self.targets = [(self.critic_target, self.critic)]
+            self.actor_target: FlowActor = self.actor
+            if options.target_actor:
+                self.actor_target = target_of(self.actor)
+                self.targets.append((self.actor_target, self.actor))
         self._times = TimeDistribution(options.xi, streams.device)
 
     def draw(self, streams: SeedStreams, batch_size: int) -> Noise:
-        agents, act_dim = self._noise_shape
+        agents, act_dim = self.team.num_agents, self.team.act_dim
         options = self.options
         return {
             "eps": streams.normal(agents, batch_size, act_dim),  # noise end of the flow path
@@ -83,27 +94,34 @@ class OM2P(Algorithm):
 
     def critic_loss(self, batch: Batch, noise: Noise) -> Tensor:
         with torch.no_grad():
-            next_actions = self.actor_target.act(batch.next_obs, noise["eps_next"])
+            next_actions = self.actor_target(batch.next_obs, noise["eps_next"])
             next_value = self.critic_target(batch.next_obs, next_actions).mean(1)  # [K, B]: the mean, not the minimum
         values = self.critic(batch.obs, batch.actions)
         return temporal_difference_loss(values, batch, next_value, self.options.gamma)
 
     def actor_loss(self, batch: Batch, noise: Noise) -> Tensor:
         options = self.options
+        loss = torch.zeros_like(batch.rewards[:, 0])
+        if options.bc_weight > 0:
+            loss = options.bc_weight * self._behavior_loss(batch, noise)
+        if options.eta > 0:
+            actions = self.actor(batch.obs, noise["eps_policy"])
+            loss = loss - options.eta * guidance(self.critic(batch.obs, actions), options.normalize_q)
+        return loss
+
+    def _behavior_loss(self, batch: Batch, noise: Noise) -> Tensor:
+        """L_bc, Eq. 2, [K]."""
+        options, space = self.options, self.policy.space
         u, target = mean_flow(
             self.actor.net,
             batch.obs,
-            batch.actions,
-            noise["eps"],
+            space.encode(batch.actions),
+            space.trim(noise["eps"]),
             noise["times"],
             options.derivative,
             options.finite_difference_step,
         )
-        square = (u - target.detach()).square().sum(-1)  # [K, B]
+        square = space.trim(u - target.detach()).square().sum(-1)  # [K, B]
         if options.adaptive_power > 0:
             square = square * adaptive_weight(square, options.adaptive_power)
-        loss = square.mean(-1)
-        if options.eta > 0:
-            actions = self.actor.act(batch.obs, noise["eps_policy"])
-            loss = loss - options.eta * guidance(self.critic(batch.obs, actions), options.normalize_q)
-        return loss
+        return square.mean(-1)

@@ -19,7 +19,7 @@ RANDOM_ID = "om2p/cooperative-navigation/random-v0"
 TINY_RUN = [
     "run", "--algo", "bc", "--dataset", RANDOM_ID, "--seeds", "0,3", "--quiet", "--threads", "1", "--no-tensorboard",
     "--set", "run.updates=20", "--set", "run.evaluate_every=10", "--set", "run.evaluation_episodes=4",
-    "--set", "options.hidden=[8]",
+    "--set", "network.hidden=[8]",
 ]  # fmt: skip
 
 

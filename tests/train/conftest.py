@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,14 @@ def toy_task(num_agents: int, obs_dim: int, act_dim: int, horizon: int) -> Task:
 
 
 def toy_dataset(
-    obs: np.ndarray, actions: np.ndarray, rewards: np.ndarray, *, terminal: bool, length: int = 1
+    obs: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    *,
+    terminal: bool,
+    length: int = 1,
+    discrete: bool = False,
+    act_dims: tuple[int, ...] | None = None,
 ) -> Dataset:
     """A data set of equally long episodes.
 
@@ -48,6 +57,8 @@ def toy_dataset(
         obs: [E, T + 1, N, O]. actions: [E, T, N, A]. rewards: [E, T, N].
         terminal: whether episodes end by termination (else by a time limit).
         length: T.
+        discrete: whether the actions are one-hot choices.
+        act_dims: of each agent, where they differ; the rest of the actions is padding.
     """
     episodes, _, agents, obs_dim = obs.shape
     over = np.zeros((episodes, length, agents), bool)
@@ -65,9 +76,12 @@ def toy_dataset(
         seed=np.zeros(episodes, np.int64),
     )
     task = toy_task(agents, obs_dim, actions.shape[-1], length)
-    return Dataset(
-        "om2p/toy/random-v0", {"content_hash": "", "tier": "random"}, EnvironmentCard.of(task), task, (), flat
+    card = EnvironmentCard.of(task)
+    spec = dataclasses.replace(
+        card.spec, discrete=(discrete,) * agents, act_dims=act_dims or (actions.shape[-1],) * agents
     )
+    card = dataclasses.replace(card, spec=spec)
+    return Dataset("om2p/toy/random-v0", {"content_hash": "", "tier": "random"}, card, task, (), flat)
 
 
 @pytest.fixture
@@ -81,4 +95,19 @@ def random_dataset() -> Dataset:
         rng.uniform(-1, 1, shape),
         terminal=False,
         length=6,
+    )
+
+
+@pytest.fixture
+def discrete_dataset() -> Dataset:
+    """2 agents, obs 5, 3 choices each, 40 episodes of 6 steps, uniform numbers."""
+    rng = np.random.default_rng(0)
+    shape = (40, 6, 2)
+    return toy_dataset(
+        rng.uniform(-1, 1, (40, 7, 2, 5)),
+        np.eye(3)[rng.integers(3, size=shape)],
+        rng.uniform(-1, 1, shape),
+        terminal=False,
+        length=6,
+        discrete=True,
     )

@@ -20,7 +20,7 @@ from om2p_data.spec import EnvironmentCard
 from om2p_train import config, load_policy, report, trainer
 
 SETTINGS = [
-    "options.hidden=[16,16]",
+    "network.hidden=[16,16]",
     "optimizer.batch_size=16",
     "run.updates=30",
     "run.evaluate_every=10",
@@ -49,7 +49,7 @@ def data(tmp_path_factory):
 
 def _run(data, folder, *settings, algo="om2p", seeds=(0, 1), **options):
     own = ["options.eta=1.0"] if algo == "om2p" else []
-    recipe = config.load(algo, data.task, None, settings=[*SETTINGS, *own, *settings])
+    recipe = config.load(algo, data.task.name, None, settings=[*SETTINGS, *own, *settings])
     return trainer.train(data, recipe, list(seeds), folder, progress=False, **options)
 
 
@@ -77,7 +77,7 @@ def test_a_run_folder_holds_the_facts(run, data):
 
 
 def test_the_resolved_recipe_runs_the_same_again(run, data, tmp_path):
-    recipe = config.load(run / "recipe.toml", data.task, None)
+    recipe = config.load(run / "recipe.toml", data.task.name, None)
     again = trainer.train(data, recipe, [0, 1], tmp_path / "again", progress=False)
     assert (again / "evaluations.csv").read_text() == (run / "evaluations.csv").read_text()
     assert (again / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
@@ -150,7 +150,7 @@ def test_seeds_must_be_different_numbers(data, tmp_path, seeds):
 
 
 def test_report_says_what_the_folders_say(run, data, tmp_path):
-    cloned = _run(data, tmp_path / "bc", "options.hidden=[16]", algo="bc", seeds=[0, 1, 2])
+    cloned = _run(data, tmp_path / "bc", "network.hidden=[16]", algo="bc", seeds=[0, 1, 2])
     runs = report.read_all([cloned, run])
     with (run / "evaluations.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["update"] == "30"]
