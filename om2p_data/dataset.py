@@ -222,19 +222,13 @@ def load(dataset_id: str, root: str | os.PathLike[str] | None = None) -> Dataset
     header = metadata.header(folder, content)
     source = columns.Source(header.content_hash, file.stat().st_size)
     episodes = columns.open_mapped(folder, source) or _rebuild(dataset_id, folder, file, header, source)
-    return Dataset(dataset_id, content, header.environment, _task(header.environment), header.policies, episodes)
+    return Dataset(dataset_id, content, header.environment, header.environment.task, header.policies, episodes)
 
 
 def _load_foreign(dataset_id: str, folder: Path, content: dict[str, Any]) -> Dataset:
     environment = foreign.describe(content)
     episodes, policy = foreign.read(folder, content, environment)
     return Dataset(dataset_id, content, environment, None, (policy,), episodes)
-
-
-def _task(environment: EnvironmentCard) -> Task | None:
-    """The row of the task table that an environment is, if it is one."""
-    task = TASKS.get(environment.name)
-    return task if task is not None and EnvironmentCard.of(task).spec.sizes == environment.spec.sizes else None
 
 
 def list_datasets(root: str | os.PathLike[str] | None = None) -> list[Summary]:

@@ -17,7 +17,7 @@ from om2p_data.errors import UserError
 from om2p_data.spec import TeamSpec
 
 RANDOM = "random"
-_NEVER = 100_000  # steps after which an episode without a limit is taken for endless
+NEVER = 100_000  # steps after which an episode without a limit is taken for endless
 
 Policy = Callable[[dict, np.random.Generator], dict]
 
@@ -64,16 +64,16 @@ class Player:
         env_seed, policy_seed = self._seeds(episode)
         rng = np.random.default_rng(policy_seed)
         if hasattr(self._policy, "reset"):
-            _call("reset() of the policy", self._policy.reset)  # pyright: ignore[reportFunctionMemberAccess]
-        observations, _ = _call("reset()", lambda: collector.reset(seed=env_seed))
+            called("reset() of the policy", self._policy.reset)  # pyright: ignore[reportFunctionMemberAccess]
+        observations, _ = called("reset()", lambda: collector.reset(seed=env_seed))
         steps = 0
         while collector.agents:
             there = {agent: observations[agent] for agent in collector.agents}
-            actions = _call("the policy", lambda there=there: self._policy(there, rng))
-            observations = _call("step()", lambda actions=actions: collector.step(actions))[0]
+            actions = called("the policy", lambda there=there: self._policy(there, rng))
+            observations = called("step()", lambda actions=actions: collector.step(actions))[0]
             steps += 1
-            if steps == _NEVER and collector.agents and self._max_steps is None:
-                raise UserError(f"it has not ended after {_NEVER:,} steps: --max-steps cuts episodes off")
+            if steps == NEVER and collector.agents and self._max_steps is None:
+                raise UserError(f"it has not ended after {NEVER:,} steps: --max-steps cuts episodes off")
 
     def _seeds(self, episode: int) -> tuple[int, int]:
         # 31 bits: more is too much for some environments.
@@ -81,13 +81,19 @@ class Player:
         return int(words[0] >> 1), int(words[1])
 
 
-def made_collector(env: str, max_steps: int | None = None) -> Collector:
+def made_collector(
+    env: str, max_steps: int | None = None, render_mode: str | None = None, option: str = "--env"
+) -> Collector:
     """A recording environment from `package.module:factory`; turn-based ones are made parallel.
 
+    `option` is what messages call the name.
+
     Raises:
-        UserError: nothing there, or no PettingZoo environment.
+        UserError: nothing there, no PettingZoo environment, or one that takes no `render_mode` where one is asked for.
     """
-    return Collector(_call(f"--env {env}", load(env, "--env")), max_steps=max_steps)
+    factory = load(env, option)
+    make = factory if render_mode is None else lambda: factory(render_mode=render_mode)
+    return Collector(called(f"{option} {env}", make), max_steps=max_steps)
 
 
 def load(name: str, option: str) -> Any:
@@ -119,7 +125,7 @@ def _policy(name: str, collector: Collector) -> Policy:
 
         return uniform
     named = load(name, "--policy")
-    found: Any = _call(f"--policy {name}", named) if isinstance(named, type) else named
+    found: Any = called(f"--policy {name}", named) if isinstance(named, type) else named
     if not callable(found):
         raise UserError(f"--policy {name} is {type(found).__name__}, which cannot be called")
     return cast(Policy, found)
@@ -141,7 +147,7 @@ def _uniform(agent: Any, space: spaces.Space, seen: Any, rng: np.random.Generato
     return rng.uniform(space.low, space.high).astype(space.dtype)
 
 
-def _call(what: str, function: Callable[[], Any]) -> Any:
+def called(what: str, function: Callable[[], Any]) -> Any:
     """The result of somebody else's code, whose errors are said in one line that names the place."""
     try:
         return function()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -152,6 +153,40 @@ class EnvironmentCard:
     reference_expert: float | None
     horizon: int | None
 
+    @property
+    def task(self) -> Task | None:
+        """The row of the task table that the environment is, if it is one."""
+        from om2p_data.envs.registry import TASKS
+
+        task = TASKS.get(self.name)
+        return task if task is not None and EnvironmentCard.of(task).spec.sizes == self.spec.sizes else None
+
+    def normalized(self, team_return: float) -> float | None:
+        """0 for the random reference, 100 for the expert's; None where there are none."""
+        low, high = self.reference_random, self.reference_expert
+        return None if low is None or high is None or low == high else 100.0 * (team_return - low) / (high - low)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for files."""
+        described = None if self.env_spec is None else json.loads(self.env_spec.to_json())
+        return {**vars(self), "spec": asdict(self.spec), "env_spec": described}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EnvironmentCard:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, ValueError, TypeError: values that it did not write.
+        """
+        spec, described = values["spec"], values["env_spec"]
+        return cls(
+            **{
+                **values,
+                "spec": TeamSpec(**{key: _tuples(value) for key, value in spec.items()}),
+                "env_spec": None if described is None else EnvSpec.from_json(json.dumps(described)),
+            }
+        )
+
     @classmethod
     def of(cls, task: Task) -> EnvironmentCard:
         """The card of a row of the task table."""
@@ -189,6 +224,10 @@ def observation_size(agent: str, space: spaces.Space) -> int:
     if not space.is_np_flattenable:
         raise UserError(f"agent {agent!r} observes {type(space).__name__}, which has no flat form of fixed size")
     return spaces.flatdim(space)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _flat_box(agent: str, space: spaces.Space) -> spaces.Box:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from om2p_data.errors import UserError, unknown
-from om2p_data.spec import TeamSpec
+from om2p_data.spec import EnvironmentCard, TeamSpec
 from om2p_data.storage import write_whole
 from om2p_train.actors import ACTORS, Actor
 from om2p_train.networks import NetworkConfig
@@ -28,14 +27,15 @@ class TeamPolicy:
 
     Args:
         actor: its networks, for one seed.
-        spec: the agents, in the order of the leading dimension, and what they see and do.
+        environment: what it was trained for; its agents stand in the order of the leading dimension.
         card: where it comes from (task, data set, recipe, seed, updates).
         seed: of the action noise.
     """
 
-    def __init__(self, actor: Actor, spec: TeamSpec, card: dict[str, Any], seed: int = 0):
-        self.spec = spec
-        self.agents = spec.agents
+    def __init__(self, actor: Actor, environment: EnvironmentCard, card: dict[str, Any], seed: int = 0):
+        self.environment = environment
+        self.spec = environment.spec
+        self.agents = self.spec.agents
         self.card = card
         self.actor = actor
         self._streams = SeedStreams([seed], EVALUATION)
@@ -51,44 +51,52 @@ class TeamPolicy:
             By agent, float32 [A] or [B, A] within the bounds of its action space; discrete actions int or int64 [B].
 
         Raises:
-            UserError: an agent's observation is missing or has the wrong size.
+            UserError: an agent's observation is missing, has the wrong size or is not finite.
         """
         inputs = torch.from_numpy(stack_observations(self.spec, obs))  # [N, B, O]
         eps = self._streams.normal(*inputs.shape[:2], self.actor.noise_dim)
         actions = from_unit(self.actor.act(inputs, eps).numpy(), self.spec)
-        single = np.ndim(obs[self.agents[0]]) == 1
-        return {agent: (a[0] if single else a) for agent, a in zip(self.agents, actions, strict=True)}
+        by_agent = dict(zip(self.agents, actions, strict=True))
+        if np.ndim(obs[self.agents[0]]) == 2:
+            return by_agent
+        return {agent: int(a[0]) if self.spec.discrete[0] else a[0] for agent, a in by_agent.items()}
 
 
 def stack_observations(spec: TeamSpec, obs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Observations by agent, each [O] or [B, O], as float32 [N, B, O], padded to the largest agent.
 
     Raises:
-        UserError: an agent's observation is missing or has the wrong size.
+        UserError: an agent's observation is missing, has the wrong size or is not finite.
     """
     missing = [agent for agent in spec.agents if agent not in obs]
     if missing:
         raise UserError(f"the observation of agent {missing[0]!r} is missing; the team is {', '.join(spec.agents)}")
-    arrays = [np.atleast_2d(np.asarray(obs[agent], np.float32)) for agent in spec.agents]
-    inputs = np.zeros((spec.num_agents, len(arrays[0]), spec.obs_dim), np.float32)
+    arrays = [np.asarray(obs[agent], np.float32) for agent in spec.agents]
+    batch = arrays[0].shape[:-1]
+    inputs = np.zeros((spec.num_agents, *(batch or (1,)), spec.obs_dim), np.float32)
     for index, (agent, array, size) in enumerate(zip(spec.agents, arrays, spec.obs_dims, strict=True)):
-        if array.shape[-1] != size:
-            raise UserError(f"the observation of {agent!r} must have {size} numbers, not {array.shape[-1]}")
+        if array.shape != (*batch, size) or len(batch) > 1:
+            wanted = f"({size},) or a batch of them, as the other agents'"
+            raise UserError(f"the observation of {agent!r} has shape {array.shape}, not {wanted}")
+        if not np.isfinite(array).all():
+            raise UserError(f"the observation of {agent!r} holds NaN or infinity")
         inputs[index, :, :size] = array
     return inputs
 
 
-def save_policy(path: Path, actor: Actor, seed_index: int, spec: TeamSpec, card: Mapping[str, Any]) -> None:
+def save_policy(
+    path: Path, actor: Actor, seed_index: int, environment: EnvironmentCard, card: Mapping[str, Any]
+) -> None:
     """Write the networks of one seed of a stacked actor.
 
     Args:
         path: of the safetensors file.
         actor: K = S x N stacked networks.
         seed_index: which seed's.
-        spec: the N agents.
+        environment: of the N agents.
         card: JSON values that say where the policy comes from.
     """
-    seeds = len(actor.obs_mean) // spec.num_agents
+    seeds = len(actor.obs_mean) // environment.spec.num_agents
     weights = {}
     for name, value in actor.state_dict().items():
         size = len(value) // seeds  # every tensor leads with the learners, or with a multiple of them
@@ -97,7 +105,7 @@ def save_policy(path: Path, actor: Actor, seed_index: int, spec: TeamSpec, card:
         **card,
         "actor": actor.kind,
         "architecture": actor.architecture,
-        "spec": dataclasses.asdict(dataclasses.replace(spec, state_dim=None)),
+        "environment": environment.to_json(),
     }
     metadata = {"card": json.dumps(content, sort_keys=True)}
     write_whole(path, lambda temporary: temporary.write_bytes(save(weights, metadata=metadata)))
@@ -130,13 +138,9 @@ def load_policy(path: str | Path, seed: int = 0) -> TeamPolicy:
         )
         actor = ACTORS[kind](SeedStreams([0], INITIALISATION), team, network, **own)
         actor.load_state_dict(weights)
-        spec = TeamSpec(**{key: _tuples(value) for key, value in card["spec"].items()})
+        environment = EnvironmentCard.from_json(card["environment"])
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"cannot read the policy {path}: {error}") from error
-    return TeamPolicy(actor, spec, card, seed)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    return TeamPolicy(actor, environment, card, seed)

@@ -40,5 +40,6 @@ def from_unit(actions: np.ndarray, spec: TeamSpec) -> list[np.ndarray]:
     bounds = action_bounds(spec)
     if bounds is not None:
         low, high = bounds
-        actions = low[:, None] + (actions + 1.0) / 2.0 * (high - low)[:, None]
+        low, high = low[:, None], high[:, None]
+        actions = (low + (actions + 1.0) / 2.0 * (high - low)).clip(low, high)  # rounding may not leave the space
     return [one[:, :size] for one, size in zip(actions, spec.act_dims, strict=True)]

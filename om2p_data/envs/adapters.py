@@ -146,12 +146,16 @@ class FactoryTeam(gymnasium.Env):
     Args:
         factory: `package.module:factory`, which called without arguments gives the environment.
         max_steps: episodes are cut off after so many steps.
+        render_mode: what the factory is called with, if not None.
     """
 
-    def __init__(self, factory: str, max_steps: int | None = None):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": _FRAMES_PER_SECOND}  # noqa: RUF012
+
+    def __init__(self, factory: str, max_steps: int | None = None, render_mode: str | None = None):
         from om2p_data.playing import made_collector  # playing needs the adapters of this module's package
 
-        self._env = made_collector(factory, max_steps)
+        self.render_mode = render_mode
+        self._env = made_collector(factory, max_steps, render_mode, option="its factory")
         self._env.reset()
         self.observation_space = self._env.spec.observation_space()
         self.action_space = self._env.spec.action_space()
@@ -165,6 +169,9 @@ class FactoryTeam(gymnasium.Env):
         rewards, terminated, truncated = self._env.step_stored(action)
         info = {"agent_rewards": rewards}
         return self._env.last_observations(), float(rewards.mean()), terminated, truncated, info
+
+    def render(self) -> Any:
+        return self._env.render()
 
     def close(self) -> None:
         self._env.close()

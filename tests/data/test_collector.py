@@ -208,7 +208,7 @@ def test_endless_environments_are_cut_off() -> None:
 def test_what_breaks_the_rules_is_one_line(
     env: str, policy: str, message: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(playing, "_NEVER", 50)
+    monkeypatch.setattr(playing, "NEVER", 50)
     with pytest.raises(UserError, match=message) as caught:
         collect(env, policy)
     assert "\n" not in str(caught.value)
