@@ -25,6 +25,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of data sets. Default: MINARI_DATASETS_PATH or Minari's.")]
 
 
+_MOST_SEEDS = 1_000  # what comes after is a slip of the finger, and would fill the memory before anybody could say so
+
+
 def guarded(app: Callable[[], object]) -> None:
     """Run a command line; bad input ends it with one line and exit code 2."""
     try:
@@ -38,13 +41,18 @@ def parse_seeds(text: str) -> list[int]:
     """`0-4`, `0,3,7` or a mix of both -> list of seeds.
 
     Raises:
-        UserError: anything else.
+        UserError: anything else, or absurdly many.
     """
     seeds: list[int] = []
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+            some = range(int(first), int(last if dash else first) + 1)
+            if len(seeds) + (some.stop - some.start) > _MOST_SEEDS:
+                raise UserError(f"--seeds {text!r} names more than {_MOST_SEEDS:,} seeds")
+            seeds += some
+    except UserError:
+        raise
     except ValueError:
         raise UserError(f"--seeds takes numbers and ranges such as 0-4 or 0,2,5, not {text!r}") from None
     if not seeds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,55 +20,92 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    dataset: Annotated[str, typer.Option(help="Data set id, e.g. om2p/cooperative-navigation/medium-v0.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set id, e.g. om2p/cooperative-navigation/medium-v0.")
+    ] = None,
     algo: Annotated[
-        str, typer.Option(help="Name of a recipe (see `om2p-train recipes`) or a recipe file (TOML).")
-    ] = "om2p",
-    seeds: Annotated[str, typer.Option(help="Seeds, stacked in one run: 0-4 or 0,2,5.")] = "0-2",
-    scale: Annotated[str, typer.Option(help="cpu (small networks, few updates) or paper (4x512, a million).")] = "cpu",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        str | None,
+        typer.Option(help="Name of a recipe (see `om2p-train recipes`) or a recipe file (TOML). Default: om2p."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, stacked in one run: 0-4 or 0,2,5. Default: 0-2.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="cpu (small networks, few updates) or paper (4x512, a million). Default: cpu.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cpu.")] = None,
     set_: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<task>/<tier>/<recipe>.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of data sets. Default: Minari's.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there already.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in the folder; start it if there is none. With --out, the rest is known from it.",
+        ),
+    ] = False,
     tensorboard: Annotated[
         bool | None,
         typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard events. Default: if it is installed."),
     ] = None,
+    wandb: Annotated[
+        bool | None,
+        typer.Option("--wandb/--no-wandb", help="Log to Weights & Biases. Default: if the run began with it."),
+    ] = None,
+    wandb_project: Annotated[str, typer.Option(help="Its project there.")] = "om2p",
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.", min=1)] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train one recipe on one data set, all seeds in one run."""
+    """Train one recipe on one data set, all seeds in one run.
+
+    Ctrl-C writes a checkpoint; --resume goes on from there, and ends as if nothing had happened.
+    """
     import torch
 
-    from om2p_data import dataset as datasets
     from om2p_data.errors import unknown
-    from om2p_data.tiers import Tier
-    from om2p_train import config, report, trainer
+    from om2p_train import report
+    from om2p_train.config import Scale
+    from om2p_train.interruption import Interrupted
+    from om2p_train.loggers import Loggers
+    from om2p_train.request import Request
+    from om2p_train.trainer import train
 
-    if scale not in [entry.value for entry in config.Scale]:
-        raise unknown("scale", scale, [entry.value for entry in config.Scale])
-    if threads is not None:
-        torch.set_num_threads(threads)
-    chosen = parse_seeds(seeds)
-    config.check_exists(algo)
-    data = datasets.load(dataset, root)
-    task = trainer.task_of(data)
-    tier = next((entry for entry in Tier if entry.value == data.metadata["tier"]), None)
-    recipe = config.load(algo, task.name, tier, config.Scale(scale), set_ or [])
-    folder = out or Path("runs", task.name, data.metadata["tier"], recipe.name)
-    trainer.train(
-        data,
-        recipe,
-        chosen,
-        folder,
+    scales = {entry.value: entry for entry in Scale}
+    if scale is not None and scale not in scales:
+        raise unknown("scale", scale, scales)
+    request = Request(
+        dataset=dataset,
+        root=root,
+        algorithm=algo,
+        settings=tuple(set_ or ()),
+        scale=scales[scale] if scale is not None else None,
+        seeds=parse_seeds(seeds) if seeds is not None else None,
         device=device,
-        overwrite=overwrite,
-        tensorboard=tensorboard,
-        progress=not quiet,
+        threads=threads,
+        out=out,
+        resume=resume,
     )
-    print(report.table([report.read(folder)]))
-    print(f"\nin {folder}")
+    plan = request.plan()
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    try:
+        worked = train(
+            plan.dataset,
+            plan.recipe,
+            plan.seeds,
+            plan.folder,
+            device=plan.device,
+            overwrite=overwrite,
+            resume=resume,
+            loggers=Loggers(tensorboard, wandb, wandb_project),
+            progress=not quiet,
+        )
+    except Interrupted as stop:
+        print(f"{stop}; to go on: {request.resume_command(plan.folder)}", file=sys.stderr)
+        raise typer.Exit(128 + stop.number) from None
+    if not worked:
+        print(f"the run in {plan.folder} is finished already\n")
+    print(report.table([report.read(plan.folder)]))
+    print(f"\nin {plan.folder}")
 
 
 @app.command("report")

@@ -22,7 +22,7 @@ from om2p_train.learner import OptimizerConfig
 from om2p_train.networks import NetworkConfig
 
 _LAYERS = ("run", "data", "network", "optimizer", "options")
-_TABLES = ("algorithm", "base", "fixed", "scale", "task", *_LAYERS)
+_TABLES = ("algorithm", "base", "fixed", "name", "scale", "task", *_LAYERS)
 
 
 class Scale(enum.Enum):
@@ -56,10 +56,14 @@ class TrainRecipe:
     options: Options
 
     def tables(self) -> dict[str, Any]:
-        """The recipe as plain values: a file of these runs the same again."""
+        """The recipe as plain values."""
         return {"algorithm": self.algorithm} | {
             layer: getattr(self, layer).model_dump(mode="json", exclude_none=True) for layer in _LAYERS
         }
+
+    def file(self) -> dict[str, Any]:
+        """Contents of a recipe file that runs the same again, whatever the task."""
+        return {"name": self.name, "scale": self.scale.value} | self.tables()
 
 
 def check_exists(source: str | Path) -> None:
@@ -71,11 +75,21 @@ def check_exists(source: str | Path) -> None:
     recipe.read(source, "train")
 
 
+def name_of(source: str | Path) -> str:
+    """The name that a recipe gives itself, as those do that a run has resolved, or that of its file.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    tables, label = recipe.read(source, "train")
+    return _name(tables.get("name", Path(source).stem), "name", label)
+
+
 def load(
     source: str | Path,
     task: str,
     tier: Tier | None,
-    scale: Scale = Scale.CPU,
+    scale: Scale | None = None,
     settings: Iterable[str] = (),
 ) -> TrainRecipe:
     """Resolve a recipe for a task and tier.
@@ -88,7 +102,7 @@ def load(
         source: name of a bundled recipe or path of a TOML file.
         task, tier: what the data set holds, a task of ours or the name of somebody's environment; a set of no known
             tier gets the task's layer only.
-        scale: which `[scale]` section.
+        scale: which `[scale]` section, `cpu` by default; a recipe that a run has resolved has its own.
         settings: overrides, `"options.eta=0.5"`.
 
     Raises:
@@ -98,6 +112,7 @@ def load(
     for key in tables:
         if key not in _TABLES:
             raise UserError(f"{label}: {unknown('key', key, _TABLES)}")
+    tables, scale = _at_scale(tables, scale, label)
     layers = {key: tables[key] for key in _LAYERS if key in tables}
     layers = recipe.merge(layers, _section(tables, "scale", scale.value, [entry.value for entry in Scale], label))
     by_task = _section(tables, "task", task, sorted({*TASKS, task}), label)
@@ -117,7 +132,7 @@ def load(
         raise UserError(f"{label}: key 'algorithm' is missing; valid: {', '.join(algorithms.ALGORITHMS)}")
     algorithm = algorithms.find(_name(tables["algorithm"], "algorithm", label))
     return TrainRecipe(
-        name=Path(source).stem if str(source).endswith(".toml") else str(source),
+        name=name_of(source),
         scale=scale,
         algorithm=tables["algorithm"],
         run=recipe.fill(RunConfig, layers.get("run", {}), label, "run"),
@@ -140,8 +155,21 @@ def _with_base(source: str | Path) -> tuple[dict[str, Any], str]:
         beside = Path(source).parent / base
         below, _ = recipe.read(beside if beside.suffix == ".toml" else base, "train")
         base = below.pop("base", None)
+        below.pop("name", None)
         tables = recipe.merge(below, tables)
     return tables, label
+
+
+def _at_scale(tables: dict[str, Any], scale: Scale | None, label: str) -> tuple[dict[str, Any], Scale]:
+    """A recipe with `[scale]` sections only, and the scale it is resolved at, which a resolved recipe states itself."""
+    own = tables.get("scale")
+    if not isinstance(own, str):
+        return tables, scale or Scale.CPU
+    if own not in [entry.value for entry in Scale]:
+        raise UserError(f"{label}: {unknown('scale', own, [entry.value for entry in Scale])}")
+    if scale not in (None, Scale(own)):
+        raise UserError(f"{label} is resolved at scale {own}, and scale {scale.value} cannot be had from it")
+    return {key: value for key, value in tables.items() if key != "scale"}, Scale(own)
 
 
 def _section(tables: Mapping[str, Any], kind: str, name: str, valid: list[str], label: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from om2p_data.envs.registry import Task, find
 from om2p_data.errors import UserError
-from om2p_train.trainer import EVALUATIONS_FILE, RUN_FILE
+from om2p_train.run_folder import EVALUATIONS_FILE, RUN_FILE
 
 
 @dataclass(frozen=True)

@@ -1,61 +1,87 @@
-"""The run loop: data set and recipe in, a folder of facts out.
+"""The run loop: data set and recipe in, a folder of facts out (see `run_folder`).
 
-A run's folder holds
-run.json                  what was run: recipe, data set and its hash, seeds, device, versions; and whether it finished
-recipe.toml               the resolved recipe, which runs the same again
-metrics.csv               losses by update, seed and agent
-evaluations.csv           the return of every evaluation episode, by update and seed
-policies/seed<K>.safetensors   each seed's team, for `load_policy`
-checkpoint.safetensors    all weights, targets included
-Results (means, tables, curves) are computed from these files later, by `report`.
+A run that is interrupted, in whatever way, goes on from its last checkpoint and ends with the same files, byte for
+byte, as one that was not: everything that an update depends on is in the checkpoint, evaluations have random streams of
+their own, and the tables are cut back to what they were at the checkpoint.
+Results (means, tables, curves) are computed from the files later, by `report`.
 """
 
 from __future__ import annotations
 
-import csv
-import importlib.util
-import json
+import contextlib
 import platform
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from tqdm import tqdm
 
-import om2p_data
-from om2p_data.behavior.policy import UniformPolicy
 from om2p_data.dataset import Dataset
-from om2p_data.envs import make
 from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
 from om2p_data.provenance import commit
-from om2p_data.rollout import team_returns
-from om2p_data.spec import TeamSpec
-from om2p_data.storage import write_whole
-from om2p_train import algorithms
+from om2p_data.storage import reason
+from om2p_train import algorithms, run_folder
 from om2p_train.algorithms import Algorithm
+from om2p_train.arena import random_return
 from om2p_train.batches import Transitions
 from om2p_train.config import TrainRecipe
 from om2p_train.evaluation import Evaluator
+from om2p_train.interruption import Interrupted, wishes
 from om2p_train.learner import Learner
+from om2p_train.loggers import Loggers
 from om2p_train.policy import save_policy
+from om2p_train.progress import Progress
+from om2p_train.recorder import Recorder
+from om2p_train.run_folder import POLICIES
 from om2p_train.streams import INITIALISATION, SAMPLING, SeedStreams
 from om2p_train.team import Team
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+if sys.platform != "win32":
+    import resource
 
-_RANDOM_STEPS = 25_000  # for the mean return of uniform actions: 1,000 particle episodes, 25 of HalfCheetah
+_PACKAGES = ("om2p", "torch", "numpy", "minari")
 
-RUN_FILE, EVALUATIONS_FILE, METRICS_FILE = "run.json", "evaluations.csv", "metrics.csv"
-_RECIPE_FILE, _CHECKPOINT_FILE, _POLICIES, _EVENTS = "recipe.toml", "checkpoint.safetensors", "policies", "tensorboard"
-_RUN_NAMES = (RUN_FILE, EVALUATIONS_FILE, METRICS_FILE, _RECIPE_FILE, _CHECKPOINT_FILE, _POLICIES, _EVENTS)
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be trained, on what and where."""
+
+    dataset: Dataset
+    task: Task
+    recipe: TrainRecipe
+    seeds: list[int]
+    folder: Path
+    device: torch.device
+
+    @property
+    def label(self) -> str:
+        return f"{self.recipe.name} {self.task.alias}"
+
+
+@dataclass
+class _Clock:
+    """Seconds spent so far, in all the parts of an interrupted run."""
+
+    training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.training_seconds += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.evaluation_seconds += time.perf_counter() - began
 
 
 def task_of(dataset: Dataset) -> Task:
@@ -79,9 +105,10 @@ def train(
     *,
     device: str = "cpu",
     overwrite: bool = False,
-    tensorboard: bool | None = None,
+    resume: bool = False,
+    loggers: Loggers | None = None,
     progress: bool = True,
-) -> Path:
+) -> bool:
     """Train a recipe on a data set, all seeds stacked in one run.
 
     Args:
@@ -91,194 +118,208 @@ def train(
         folder: where the run's files go.
         device: torch device.
         overwrite: replace a run that is there already.
-        tensorboard: write event files too; None writes them where TensorBoard is installed.
-        progress: whether to show a bar.
+        resume: go on with the run that is there, if there is one.
+        loggers: who looks on; by default TensorBoard, if it is installed.
+        progress: show a bar, or where there is no terminal, a line an evaluation.
 
     Returns:
-        `folder`.
+        Whether anything was left to do.
 
     Raises:
-        UserError: no seeds or a seed twice, a run is there already, the folder cannot be written, no such device, or
-            TensorBoard is asked for and not installed.
+        UserError: no seeds or a seed twice, a batch larger than the data, another run is there already or being
+            trained by another process, its files are damaged, the folder cannot be written or the disk is full, no such
+            device, a logger that is asked for and not installed, or losses that are not finite.
+        Interrupted: Ctrl-C or SIGTERM; the run can go on from there.
     """
+    if overwrite and resume:
+        raise UserError("--overwrite and --resume exclude each other: a run starts anew, or goes on")
+    job = _job(dataset, recipe, seeds, folder, device)
+    loggers = loggers or Loggers()
+    try:
+        # All that can be refused is, before the folder is touched.
+        algorithm, learner = _learner(job)
+        begun = resume and run_folder.holds_run(folder)
+        facts = _facts(job, begun, loggers)
+        if facts["finished"]:
+            return False
+        evaluator = Evaluator(
+            algorithm.policy, dataset.environment, job.seeds, recipe.run.evaluation_episodes, job.device
+        )
+        with contextlib.closing(evaluator), run_folder.claimed(folder), _full_disk(folder):
+            if not begun:
+                run_folder.make_room(folder, overwrite=overwrite)
+            clock, recorder = _open(job, learner, facts, begun, loggers)
+            finished = False
+            try:
+                _loop(job, learner, evaluator, recorder, clock, progress)
+                _write_policies(job, algorithm)
+                run_folder.write_facts(folder, facts | {"finished": True, "timing": _timing(job, clock)})
+                finished = True
+            finally:
+                recorder.close(finished=finished)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UserError(f"out of memory on {device}: take fewer seeds, smaller batches or networks") from error
+    return True
+
+
+def _job(dataset: Dataset, recipe: TrainRecipe, seeds: Sequence[int], folder: Path, device: str) -> _Job:
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds must be different numbers from 0 up, not {list(seeds)}")
-    place = _device(device)
-    task = task_of(dataset)
-    # Built before the folder is touched: options that make no sense together leave nothing behind.
-    team = Team.of(dataset.environment.spec)
-    streams = SeedStreams(seeds, INITIALISATION, place)
-    algorithm = algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, streams)
-    # Before the first file is opened, so that an interrupted start leaves nothing behind.
-    facts = _facts(dataset, task, recipe, list(seeds), place)
-    writers = _Writers(folder, overwrite, task.agents, list(seeds), tensorboard)
-    try:
-        writers.run(facts | {"finished": False}, recipe)
-        data = Transitions(dataset, place, recipe.data)
-        algorithm.policy.standardize(data.obs_mean, data.obs_scale)
-        learner = Learner(algorithm, data, SeedStreams(seeds, SAMPLING, place), recipe.optimizer, recipe.run.updates)
-        evaluator = Evaluator(algorithm.policy, task, list(seeds), recipe.run.evaluation_episodes, place)
-        _loop(learner, evaluator, recipe, writers, f"{recipe.name} {task.alias}", progress)
-        card = {key: facts[key] for key in ("algorithm", "recipe_name", "dataset", "task")}
-        writers.weights(algorithm, dataset.environment.spec, card | {"updates": recipe.run.updates})
-        writers.run(facts | {"finished": True}, recipe)
-    finally:
-        writers.close()
-    return folder
+    transitions, batch_size = dataset.episodes.num_transitions, recipe.optimizer.batch_size
+    if batch_size > transitions:
+        raise UserError(
+            f"optimizer.batch_size is {batch_size} and {dataset.id} has {transitions} transitions: set it lower"
+        )
+    return _Job(dataset, task_of(dataset), recipe, list(seeds), folder, _device(device))
 
 
-def _loop(
-    learner: Learner, evaluator: Evaluator, recipe: TrainRecipe, writers: _Writers, label: str, progress: bool
-) -> None:
-    run = recipe.run
-    with tqdm(total=run.updates, desc=label, unit="update", disable=not progress) as bar:
-        for update in range(1, run.updates + 1):
-            losses = learner.update()
-            if update % run.log_every == 0 or update == run.updates:
-                writers.metrics(update, losses)
-            if update % run.evaluate_every == 0 or update == run.updates:
-                # The same starts at every evaluation: a curve moves because the policy moves.
-                returns = evaluator.returns(world_seed=0)
-                writers.evaluation(update, returns)
-                bar.set_postfix_str(f"return {returns.mean():.1f}")
-            bar.update()
+def _learner(job: _Job) -> tuple[Algorithm, Learner]:
+    recipe, team = job.recipe, Team.of(job.dataset.environment.spec)
+    initial = SeedStreams(job.seeds, INITIALISATION, job.device)
+    algorithm = algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, initial)
+    data = Transitions(job.dataset, job.device, recipe.data)
+    algorithm.policy.standardize(data.obs_mean, data.obs_scale)
+    sampling = SeedStreams(job.seeds, SAMPLING, job.device)
+    return algorithm, Learner(algorithm, data, sampling, recipe.optimizer, recipe.run.updates)
 
 
-class _Writers:
-    """The files of one run."""
+def _facts(job: _Job, begun: bool, loggers: Loggers) -> dict[str, Any]:
+    """Contents of run.json: of the run that has begun, if it is this one, or of one that begins now."""
+    identity = _identity(job)
+    if not begun:
+        return identity | {"wandb": loggers.wandb_run(None)} | _circumstances(job)
+    facts = run_folder.read_facts(job.folder)
+    run_folder.check_same(job.folder, facts, identity)
+    return facts if facts["finished"] else facts | {"wandb": loggers.wandb_run(facts["wandb"])}
 
-    def __init__(
-        self, folder: Path, overwrite: bool, agents: Sequence[str], seeds: list[int], tensorboard: bool | None
-    ):
-        self._folder, self._agents, self._seeds = folder, agents, seeds
-        if tensorboard is None:
-            tensorboard = importlib.util.find_spec("tensorboard") is not None
-        event_writer = _event_writer() if tensorboard else None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _make_room(folder, overwrite)
-            self._metrics_file = (folder / METRICS_FILE).open("w", newline="")
-            self._evaluations_file = (folder / EVALUATIONS_FILE).open("w", newline="")
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-        self._metrics = csv.writer(self._metrics_file)
-        self._evaluations = csv.writer(self._evaluations_file)
-        self._evaluations.writerow(["update", "seed", "episode", "return"])
-        self._metrics_header: list[str] | None = None
-        self._events = event_writer(folder / _EVENTS) if event_writer is not None else None
 
-    def run(self, facts: dict[str, Any], recipe: TrainRecipe) -> None:
-        _write_text(self._folder / RUN_FILE, json.dumps(facts, indent=2) + "\n")
-        _write_text(self._folder / _RECIPE_FILE, to_toml(recipe.tables()))
+def _open(job: _Job, learner: Learner, facts: dict[str, Any], begun: bool, loggers: Loggers) -> tuple[_Clock, Recorder]:
+    """Put the learner where the run's last checkpoint was taken, and open its files there."""
+    folder = job.folder
+    state = run_folder.read_checkpoint(folder)
+    sizes, clock = _restore(folder, learner, state) if state is not None else ({}, _Clock())
+    if begun:
+        facts["resumed"].append({"update": learner.updates, "at": _now()} | _code())
+    run_folder.write_facts(folder, facts)
+    run_folder.write_recipe(folder, job.recipe.file())
+    opened = loggers.open(folder, job.label, facts, learner.updates)
+    return clock, Recorder(folder, job.seeds, job.dataset.environment.spec.agents, sizes, opened)
 
-    def metrics(self, update: int, losses: dict[str, Tensor]) -> None:
-        names = list(losses)
-        for name, values in losses.items():
-            if not bool(torch.isfinite(values).all()):
-                raise UserError(
-                    f"{name} is not finite at update {update}: the run has diverged; lower optimizer.learning_rate "
-                    f"or options.eta"
+
+def _loop(job: _Job, learner: Learner, evaluator: Evaluator, recorder: Recorder, clock: _Clock, show: bool) -> None:
+    run = job.recipe.run
+    with Progress(job.label, run.updates, learner.updates, show) as progress, wishes() as asked:
+        while (update := learner.updates + 1) <= run.updates:
+            last = update == run.updates
+            with clock.training():
+                losses = learner.update()
+                if last or update % run.log_every == 0:
+                    recorder.losses(update, losses, job.recipe)
+            if last or update % run.evaluate_every == 0:
+                with clock.evaluation():
+                    # The same starts at every evaluation: a curve moves because the policy moves.
+                    returns = evaluator.returns(world_seed=0)
+                recorder.returns(update, returns)
+                progress.evaluated(update, float(returns.mean()))
+            number = asked()
+            if last or number is not None or update % run.checkpoint_every == 0:
+                run_folder.write_checkpoint(
+                    job.folder, {"learner": learner.state(), "tables": recorder.sizes(), "clock": asdict(clock)}
                 )
-        if self._metrics_header is None:
-            self._metrics_header = ["update", "seed", "agent", *names]
-            self._metrics.writerow(self._metrics_header)
-        values = torch.stack([losses[name] for name in names], -1).cpu().numpy()  # [S * N, losses]: one read
-        keys = [(seed, agent) for seed in self._seeds for agent in self._agents]
-        self._metrics.writerows(
-            [update, *key, *(f"{value:.6g}" for value in row)] for key, row in zip(keys, values, strict=True)
-        )
-        self._metrics_file.flush()
-        if self._events is not None:
-            for column, name in enumerate(names):
-                self._events.add_scalar(f"loss/{name}", float(values[:, column].mean()), update)
-
-    def evaluation(self, update: int, returns: np.ndarray) -> None:
-        rows: Iterable[list] = (
-            [update, seed, episode, f"{value:.6g}"]
-            for seed, row in zip(self._seeds, returns, strict=True)
-            for episode, value in enumerate(row)
-        )
-        self._evaluations.writerows(rows)
-        self._evaluations_file.flush()
-        if self._events is not None:
-            for seed, row in zip(self._seeds, returns, strict=True):
-                self._events.add_scalar(f"return/seed{seed}", float(row.mean()), update)
-
-    def weights(self, algorithm: Algorithm, spec: TeamSpec, card: dict[str, Any]) -> None:
-        # Modules that share weights (an actor that is its own target) are written once.
-        weights = {name: value.contiguous().cpu() for name, value in algorithm.named_parameters()}
-        save_file(weights, self._folder / _CHECKPOINT_FILE)
-        policies = self._folder / _POLICIES
-        policies.mkdir(exist_ok=True)
-        for index, seed in enumerate(self._seeds):
-            path = policies / f"seed{seed}.safetensors"
-            save_policy(path, algorithm.policy, index, spec, card | {"seed": seed})
-
-    def close(self) -> None:
-        self._metrics_file.close()
-        self._evaluations_file.close()
-        if self._events is not None:
-            self._events.close()
+            progress.step()
+            if number is not None and not last:
+                raise Interrupted(number, update)
 
 
-def to_toml(tables: dict[str, Any]) -> str:
-    """Tables of scalars and lists as TOML text (for these, TOML's values are JSON's)."""
-    scalars = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if not isinstance(value, dict)]
-    nested = [
-        "\n".join([f"\n[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())])
-        for name, table in tables.items()
-        if isinstance(table, dict)
-    ]
-    return "\n".join([*scalars, *nested]) + "\n"
+def _restore(folder: Path, learner: Learner, state: Mapping[str, Any]) -> tuple[dict[str, int], _Clock]:
+    """Put a learner where a checkpoint was taken; sizes of the tables and the clock of that moment."""
+    fresh = learner.state()["weights"]
+    try:
+        shapes = {name: value.shape for name, value in state["learner"]["weights"].items()}
+        if shapes != {name: value.shape for name, value in fresh.items()}:
+            raise ValueError("its networks have other sizes")
+        learner.restore(state["learner"])
+        return {name: int(size) for name, size in state["tables"].items()}, _Clock(**state["clock"])
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the checkpoint in {folder} does not fit the run: {type(error).__name__}: {error}; --overwrite starts anew"
+        ) from error
 
 
-def _facts(dataset: Dataset, task: Task, recipe: TrainRecipe, seeds: list[int], device: torch.device) -> dict[str, Any]:
-    returns = dataset.episodes.team_returns
+def _write_policies(job: _Job, algorithm: Algorithm) -> None:
+    policies = job.folder / POLICIES
+    policies.mkdir(exist_ok=True)
+    card = {
+        "algorithm": job.recipe.algorithm,
+        "recipe_name": job.recipe.name,
+        "dataset": job.dataset.id,
+        "task": job.task.name,
+        "updates": job.recipe.run.updates,
+    }
+    for index, seed in enumerate(job.seeds):
+        path = policies / f"seed{seed}.safetensors"
+        save_policy(path, algorithm.policy, index, job.dataset.environment, card | {"seed": seed})
+
+
+def _identity(job: _Job) -> dict[str, Any]:
+    """What makes a run this one: going on with it takes the same."""
     return {
-        "algorithm": recipe.algorithm,
-        "recipe_name": recipe.name,
-        "scale": recipe.scale.value,
-        "recipe": recipe.tables(),
-        "task": task.name,
-        "dataset": dataset.id,
-        "dataset_hash": dataset.metadata["content_hash"],
-        "dataset_return_mean": float(returns.mean()),
-        "random_return_mean": float(_random_returns(task).mean()),
-        "seeds": seeds,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"om2p": om2p_data.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "commit": commit(),
+        "algorithm": job.recipe.algorithm,
+        "recipe_name": job.recipe.name,
+        "scale": job.recipe.scale.value,
+        "recipe": job.recipe.tables(),
+        "task": job.task.name,
+        "dataset": job.dataset.id,
+        "dataset_hash": job.dataset.metadata["content_hash"],
+        "seeds": job.seeds,
+        "device": job.device.type,
     }
 
 
-def _random_returns(task: Task) -> np.ndarray:
-    episodes = _RANDOM_STEPS // task.horizon
-    return team_returns(UniformPolicy(task), make(task.name, episodes), seed=0)
+def _circumstances(job: _Job) -> dict[str, Any]:
+    """What else is worth knowing about a run that begins now."""
+    cuda = job.device.type == "cuda"
+    return {
+        "dataset_return_mean": float(job.dataset.episodes.team_returns.mean()),
+        "random_return_mean": random_return(job.dataset.environment),
+        "hardware": torch.cuda.get_device_name(job.device) if cuda else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "started": _now(),
+        **_code(),
+        "resumed": [],
+        "finished": False,
+    }
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
-    """Remove an earlier run, whole or broken off, if that is wanted; a folder with anything else is left alone."""
-    present = {path.name: path for path in folder.iterdir()}
-    foreign = sorted(set(present) - set(_RUN_NAMES))
-    if foreign:
-        raise UserError(f"{folder} is not empty and not only a run (it holds {foreign[0]}): choose another --out")
-    if present and not overwrite:
-        raise UserError(f"{folder} holds a run already: choose another --out, or add --overwrite")
-    for path in present.values():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _code() -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+    return {"versions": versions, "commit": commit()}
 
 
-def _event_writer() -> Callable[[Path], SummaryWriter]:
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _timing(job: _Job, clock: _Clock) -> dict[str, float]:
+    """How fast the run was, and the most memory that it held since its last start, in 10^6 bytes."""
+    timing = asdict(clock) | {"updates_per_second": job.recipe.run.updates / clock.training_seconds}
+    if job.device.type == "cuda":
+        return timing | {"peak_memory_mb": torch.cuda.max_memory_allocated(job.device) / 1e6}
+    if sys.platform == "win32":
+        return timing
+    unit = 1 if sys.platform == "darwin" else 1024
+    return timing | {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+
+
+@contextlib.contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """Say what can be done where a file of the run cannot be written."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("TensorBoard is not installed: pip install 'om2p[tensorboard]'") from None
-    return SummaryWriter
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {reason(error)}; once that is mended, the same command with --resume goes on"
+        ) from error
 
 
 def _device(name: str) -> torch.device:
@@ -286,10 +327,6 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device that cannot hand back a number is no place to train
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used: {reason}; 'cpu' always can") from None
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"device {name!r} cannot be used: {lines[0]}; 'cpu' always can") from None
     return device
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
