@@ -376,7 +376,7 @@ def test_the_choice_among_candidates_is_a_softmax():
     expected = torch.softmax(values, -1)
     assert 0.4 < expected.max() < 0.98, "too easy, or nothing to tell apart"
     for candidate, probability in zip(candidates.flatten(), expected, strict=True):
-        share = ((chosen - candidate).abs() < 1e-6).float().mean().item()
+        share = ((chosen - candidate).abs() < 1e-4).float().mean().item()
         assert share == pytest.approx(probability.item(), abs=4 * math.sqrt(0.25 / 20_000))
 
 
