@@ -6,6 +6,9 @@ the first to those of the data, every later one to the best of going on as the d
     R_t = r_t + gamma max(R_{t+1}, V_{t+1}),   V(o) = sum_j softmax(sharpness * Q(o, a_j)) Q(o, a_j)
 
 over samples a_j of the behaviour model. The policy draws candidates from the model and takes one by its value.
+
+The critic learns returns moved to [0, 1] by the range of those of the data (our choice: sharpnesses of 20 and 100 mean
+nothing without a scale, and on raw returns in the hundreds every choice follows the critic's noise).
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ class MASfBC(Algorithm):
 
     options_type = MASfBCOptions
     returns: Tensor
+    lowest: Tensor
+    span: Tensor
 
     def __init__(self, team: Team, config: NetworkConfig, options: MASfBCOptions, streams: SeedStreams):
         super().__init__(team, config, options, streams)
@@ -69,7 +74,9 @@ class MASfBC(Algorithm):
         )
         self.actor = self.policy.score
         self.critic = self.policy.critic
-        self.register_buffer("returns", torch.empty(0, device=streams.device))  # R, [S, M, N], made by each round
+        self.register_buffer("returns", torch.empty(0, device=streams.device))  # R in [0, 1], [S, M, N]
+        self.register_buffer("lowest", torch.zeros(team.num_agents, device=streams.device))  # return that is 0 there
+        self.register_buffer("span", torch.ones(team.num_agents, device=streams.device))
 
     def draw(self, streams: SeedStreams, batch_size: int) -> Noise:
         agents = self.team.num_agents
@@ -107,7 +114,10 @@ class MASfBC(Algorithm):
         """R of the first round: the data's own discounted returns, the same for every seed."""
         nothing = torch.full((1, *data.rewards.shape), -torch.inf, device=data.rewards.device)
         returns = planned_returns(data, nothing, self._cut_off_value(data), self.options.gamma)
-        self.returns = returns.expand(len(streams.generators), -1, -1).contiguous()
+        self.lowest = returns.amin((0, 1))
+        span = returns.amax((0, 1)) - self.lowest
+        self.span = torch.where(span > 0, span, 1.0)
+        self.returns = ((returns - self.lowest) / self.span).expand(len(streams.generators), -1, -1).contiguous()
         self.policy.trust.fill_(1.0)
 
     @torch.no_grad()
@@ -123,8 +133,9 @@ class MASfBC(Algorithm):
             q = self.critic.of_many(obs, actions).mean(1)  # [K, b, m]
             v = (torch.softmax(self.options.planning_sharpness * q, -1) * q).sum(-1)
             values.append(v.unflatten(0, (seeds, agents)).transpose(1, 2))  # [S, b, N]
-        next_value = torch.cat(values, 1)
-        self.returns = planned_returns(data, next_value, next_value, self.options.gamma)
+        next_value = self.lowest + self.span * torch.cat(values, 1)
+        returns = planned_returns(data, next_value, next_value, self.options.gamma)
+        self.returns = (returns - self.lowest) / self.span
 
     def _cut_off_value(self, data: Transitions) -> Tensor:
         """What is taken to follow a step at which time ran out before anything has learned its value, [1, M, N].

@@ -9,55 +9,25 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from om2p_data import dataset as datasets
 from om2p_data import inspect
-from om2p_data.behavior.policy import UniformPolicy
-from om2p_data.envs import find, make, parallel_env
+from om2p_data.envs import make, parallel_env
 from om2p_data.errors import UserError
-from om2p_data.metadata import BehaviorPolicy
-from om2p_data.rollout import rollout, team_returns
-from om2p_data.spec import EnvironmentCard
+from om2p_data.rollout import team_returns
 from om2p_train import config, load_policy, report, trainer
 from om2p_train.loggers import Loggers
 
-SETTINGS = [
-    "network.hidden=[16,16]",
-    "optimizer.batch_size=16",
-    "run.updates=30",
-    "run.evaluate_every=10",
-    "run.evaluation_episodes=8",
-    "run.log_every=10",
-]
+from .runs import make_dataset
+from .runs import run as train_small
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    task = find("cn")
-    episodes = rollout(UniformPolicy(task), make("cn", 20, threads=1), 1000, seed=0)
-    policy = BehaviorPolicy("random", "uniform", 0, 0, "", 0.0, 0.0, episodes.num_episodes)
-    datasets.write(
-        "om2p/cooperative-navigation/random-v0",
-        episodes,
-        environment=EnvironmentCard.of(task),
-        policies=[policy],
-        collection={},
-        root=root,
-        progress=False,
-    )
-    return datasets.load("om2p/cooperative-navigation/random-v0", root)
-
-
-def _run(data, folder, *settings, algo="om2p", seeds=(0, 1), **options):
-    own = ["options.eta=1.0"] if algo == "om2p" else []
-    recipe = config.load(algo, data.task.name, None, settings=[*SETTINGS, *own, *settings])
-    trainer.train(data, recipe, list(seeds), folder, progress=False, **options)
-    return folder
+    return make_dataset(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    return _run(data, tmp_path_factory.mktemp("runs") / "om2p", loggers=Loggers(tensorboard=True))
+    return train_small(data, tmp_path_factory.mktemp("runs") / "om2p", loggers=Loggers(tensorboard=True))
 
 
 def test_a_run_folder_holds_the_facts(run, data):
@@ -87,14 +57,14 @@ def test_the_resolved_recipe_runs_the_same_again(run, data, tmp_path):
 
 
 def test_evaluation_does_not_touch_training(run, data, tmp_path):
-    other = _run(data, tmp_path / "other", "run.evaluate_every=30", "run.evaluation_episodes=3")
+    other = train_small(data, tmp_path / "other", "run.evaluate_every=30", "run.evaluation_episodes=3")
     first, second = (load_file(folder / "checkpoint.safetensors") for folder in (run, other))
     for name, value in first.items():
         assert np.array_equal(value.numpy(), second[name].numpy()), name
 
 
 def test_a_seed_in_a_stack_scores_like_the_seed_alone(run, data, tmp_path):
-    alone = _run(data, tmp_path / "alone", seeds=[1])
+    alone = train_small(data, tmp_path / "alone", seeds=[1])
     stacked, single = (load_policy(folder / "policies" / "seed1.safetensors") for folder in (run, alone))
     rng = np.random.default_rng(0)
     obs = {agent: rng.standard_normal((50, 18)).astype(np.float32) for agent in stacked.agents}
@@ -142,18 +112,18 @@ def test_a_policy_says_what_is_wrong_with_its_input(run, tmp_path):
 
 def test_a_run_is_not_overwritten_by_accident(run, data):
     with pytest.raises(UserError, match="--overwrite"):
-        _run(data, run)
+        train_small(data, run)
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1], [-1]])
 def test_seeds_must_be_different_numbers(data, tmp_path, seeds):
     with pytest.raises(UserError, match="different numbers"):
-        _run(data, tmp_path / "run", seeds=seeds)
+        train_small(data, tmp_path / "run", seeds=seeds)
     assert not (tmp_path / "run").exists()
 
 
 def test_report_says_what_the_folders_say(run, data, tmp_path):
-    cloned = _run(data, tmp_path / "bc", "network.hidden=[16]", algo="bc", seeds=[0, 1, 2])
+    cloned = train_small(data, tmp_path / "bc", "network.hidden=[16]", algo="bc", seeds=[0, 1, 2])
     runs = report.read_all([cloned, run])
     with (run / "evaluations.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["update"] == "30"]
@@ -191,19 +161,19 @@ def test_an_episode_becomes_a_gif(run, tmp_path):
 
 def test_a_diverged_run_ends_with_one_line_and_without_a_result(data, tmp_path):
     with pytest.raises(UserError, match=r"not finite.*diverged"):
-        _run(data, tmp_path / "run", "optimizer.learning_rate=1e30")
+        train_small(data, tmp_path / "run", "optimizer.learning_rate=1e30")
     with pytest.raises(UserError, match="has not finished"):
         report.read(tmp_path / "run")
 
 
 def test_overwriting_a_run_keeps_what_is_not_the_runs(data, tmp_path):
-    folder = _run(data, tmp_path / "run", "run.updates=10", seeds=[0])
+    folder = train_small(data, tmp_path / "run", "run.updates=10", seeds=[0])
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
-        _run(data, folder, "run.updates=10", seeds=[1], overwrite=True)
+        train_small(data, folder, "run.updates=10", seeds=[1], overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
     assert report.read(folder).final.shape == (1,)
     (folder / "notes.txt").unlink()
     (folder / "run.json").unlink()  # what a start that was broken off leaves can be overwritten
-    _run(data, folder, "run.updates=10", seeds=[1, 2], overwrite=True)
+    train_small(data, folder, "run.updates=10", seeds=[1, 2], overwrite=True)
     assert report.read(folder).final.shape == (2,)
