@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0-4", help="stacked in one run (default: 0-4)")
     parser.add_argument("--scale", default="cpu", help="of the recipes (default: cpu)")
     parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of every recipe")
     parser.add_argument("--threads", type=int, default=None, help="of the CPU (default: all)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
@@ -51,6 +52,7 @@ def main() -> None:
         "dataset_std": round(float(returns.std()), 2),
         "random_mean": round(runs[0].random_return, 2),
         "scale": arguments.scale,
+        "set": arguments.set,
         "device": arguments.device,
         "environment": environment,
     }
@@ -63,6 +65,8 @@ def _trained(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str
     """One run by a process of its own; what was trained before is read."""
     command = [*_RUN, "--algo", name, "--dataset", arguments.dataset, "--seeds", arguments.seeds, "--resume"]
     command += ["--scale", arguments.scale, "--device", arguments.device, "--out", str(folder)]
+    for setting in arguments.set:
+        command += ["--set", setting]
     if arguments.threads is not None:
         command += ["--threads", str(arguments.threads)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
