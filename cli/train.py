@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import policies
 from .common import Quiet, Settings, guarded, parse_seeds
 
 app = typer.Typer(
@@ -130,34 +131,16 @@ def report_(
 
 
 @app.command()
-def render(
-    policy: Annotated[Path, typer.Argument(help="A policy file: runs/.../policies/seed0.safetensors.")],
-    out: Annotated[Path, typer.Option(help="GIF to write.")] = Path("episode.gif"),
-    seed: Annotated[int, typer.Option(help="Seed of the world and of the action noise.", min=0)] = 0,
-    episodes: Annotated[int, typer.Option(help="Episodes, one after the other.", min=1)] = 1,
-    max_steps: Annotated[int | None, typer.Option(help="Stop each episode after this many steps.", min=1)] = None,
-) -> None:
-    """Draw episodes of a trained team as a GIF."""
-    from om2p_data.inspect import play, save_gif
-    from om2p_train import load_policy
-
-    team = load_policy(policy, seed)
-    frames, returns = [], []
-    for episode in range(episodes):
-        pictures, team_return = play(team.card["task"], team.act, seed=seed + episode, max_steps=max_steps)
-        frames += pictures
-        returns.append(team_return)
-    save_gif(frames, out)
-    print(f"wrote {out}: {len(frames)} frames, returns {', '.join(f'{value:.1f}' for value in returns)}")
-
-
-@app.command()
 def recipes() -> None:
     """List the bundled recipes."""
     from om2p_data.recipe import bundled
 
     for name in bundled("train"):
         print(name)
+
+
+for _command in (policies.evaluate, policies.render, policies.export):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from minari.namespace import NAMESPACE_METADATA_FILENAME
-from minari.storage import get_dataset_path
-
 from om2p_data.errors import UserError
 
 if sys.platform != "win32":
     import fcntl
 
 NAMESPACE = "om2p"
+_NAMESPACE_FILE = "namespace_metadata.json"  # Minari's name for it
 ID_GRAMMAR = "<namespace>/<task>/<tier>-v<N>"
 _PART = "[-_A-Za-z0-9]{2,}"  # Minari refuses names of one letter
 _ID = re.compile(
@@ -67,6 +65,8 @@ def datasets_root(root: str | os.PathLike[str] | None = None) -> Path:
     if root is not None:
         return Path(root).expanduser()
     try:
+        from minari.storage import get_dataset_path  # half a second, which policy files need not pay
+
         return get_dataset_path()
     except OSError as error:
         raise UserError(f"cannot make the data set folder: {reason(error)} (MINARI_DATASETS_PATH sets it)") from error
@@ -83,7 +83,7 @@ def make_namespaces(root: Path, dataset_id: DatasetId) -> Path:
     for namespace in (folder, *folder.parents):
         if namespace == root:
             break
-        file = namespace / NAMESPACE_METADATA_FILENAME
+        file = namespace / _NAMESPACE_FILE
         if not file.exists():
             partial = file.with_name(f".{file.name}.{os.getpid()}")
             partial.write_text(json.dumps({"description": "multi-agent offline data sets"}), encoding="utf-8")

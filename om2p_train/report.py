@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from om2p_data.envs.registry import Task, find
+from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
 from om2p_train.run_folder import EVALUATIONS_FILE, RUN_FILE
 
@@ -23,27 +23,27 @@ class Run:
 
     Attributes:
         name: the recipe's name.
-        task: row of the task table.
+        task: row of the task table, None for environments of other people.
         dataset: data set id; dataset_return: its mean team return.
-        random_return: mean return of uniform actions, measured when the run started.
-        updates: [U], when the policy was evaluated.
+        random_return: mean return of uniform actions, measured when the run started; None where nothing can be played.
+        updates: [U], when the policy was evaluated; U = 0 where nothing can be played.
         returns: [U, S], mean over the evaluation episodes of every seed.
         scale: scale of the recipe.
     """
 
     name: str
-    task: Task
+    task: Task | None
     dataset: str
     dataset_return: float
-    random_return: float
+    random_return: float | None
     updates: np.ndarray
     returns: np.ndarray
     scale: str
 
     @property
     def final(self) -> np.ndarray:
-        """Returns of the final policy, one a seed, [S]."""
-        return self.returns[-1]
+        """Returns of the final policy, one a seed, [S]; NaN where there are none."""
+        return self.returns[-1] if len(self.returns) else np.full(self.returns.shape[1], np.nan)
 
 
 def read(folder: Path) -> Run:
@@ -71,12 +71,12 @@ def _read(folder: Path, facts: dict[str, Any]) -> Run:
     returns = [[np.mean(by_seed[seed]) for seed in facts["seeds"]] for by_seed in by_update.values()]
     return Run(
         name=facts["recipe_name"],
-        task=find(facts["task"]),
+        task=TASKS.get(facts["task"]),
         dataset=facts["dataset"],
         dataset_return=facts["dataset_return_mean"],
         random_return=facts["random_return_mean"],
         updates=np.array(list(by_update)),
-        returns=np.array(returns),
+        returns=np.array(returns).reshape(len(returns), len(facts["seeds"])),
         scale=facts["scale"],
     )
 
@@ -101,7 +101,7 @@ def table(runs: Sequence[Run]) -> str:
     task = runs[0].task
     rows = [
         ("policy", "return", "normalised", "seeds"),
-        ("random actions", *_score(np.array([runs[0].random_return]), task), ""),
+        ("random actions", *_score(np.array([runs[0].random_return], float), task), ""),
         ("data set mean", *_score(np.array([runs[0].dataset_return]), task), ""),
         *((run.name, *_score(run.final, task), str(len(run.final))) for run in runs),
     ]
@@ -134,7 +134,8 @@ def curves(runs: Sequence[Run], path: Path) -> None:
         (line,) = axes.plot(run.updates, run.returns.mean(1), marker="o", markersize=3, label=run.name)
         axes.fill_between(run.updates, run.returns.min(1), run.returns.max(1), color=line.get_color(), alpha=0.2, lw=0)
     axes.axhline(runs[0].dataset_return, color="0.35", ls="--", lw=1, label="data set mean")
-    axes.axhline(runs[0].random_return, color="0.65", ls=":", lw=1, label="random actions")
+    if runs[0].random_return is not None:
+        axes.axhline(runs[0].random_return, color="0.65", ls=":", lw=1, label="random actions")
     axes.set(xlabel="updates", ylabel="team return", title=runs[0].dataset)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
@@ -148,9 +149,14 @@ def curves(runs: Sequence[Run], path: Path) -> None:
         plt.close(figure)
 
 
-def _score(returns: np.ndarray, task: Task) -> tuple[str, str]:
-    normalized = np.array([task.normalized(value) for value in returns])
-    if len(returns) == 1:
-        return f"{returns[0]:.1f}", f"{normalized[0]:.1f}"
-    raw = f"{returns.mean():.1f} ± {returns.std(ddof=1):.1f}"
-    return raw, f"{normalized.mean():.1f} ± {normalized.std(ddof=1):.1f}"
+def _score(returns: np.ndarray, task: Task | None) -> tuple[str, str]:
+    """Return and normalised score; the latter is empty where there are no references, both where nobody could play."""
+    if np.isnan(returns).any():
+        return "", ""
+    normalized = None if task is None else np.array([task.normalized(value) for value in returns])
+    return _figures(returns), "" if normalized is None else _figures(normalized)
+
+
+def _figures(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():.1f}{spread}"
