@@ -74,6 +74,7 @@ class Table:
             self._file.close()
             raise UserError(f"{path} is shorter than it was at the run's checkpoint: --overwrite starts anew")
         self._file.truncate(size)
+        self._file.seek(size)
         self._rows = csv.writer(self._file)
 
     def write(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -146,9 +147,10 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
     there, here = (dict(_flat(facts)) for facts in (found, wanted))
     for key in [*there, *(key for key in here if key not in there)]:
         if key not in there or key not in here or there[key] != here[key]:
+            verb = "are" if key == "seeds" else "is"
             raise UserError(
-                f"{key} is {_text(there.get(key))} in {folder} and {_text(here.get(key))} here: choose another --out, "
-                "or add --overwrite"
+                f"{key} {verb} {_text(there.get(key))} in {folder} and {_text(here.get(key))} here: "
+                "choose another --out, or add --overwrite"
             )
 
 

@@ -9,6 +9,7 @@ Results (means, tables, curves) are computed from the files later, by `report`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import sys
 import time
@@ -22,13 +23,12 @@ from typing import Any
 import torch
 
 from om2p_data.dataset import Dataset
-from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
 from om2p_data.provenance import commit
 from om2p_data.storage import reason
 from om2p_train import algorithms, run_folder
 from om2p_train.algorithms import Algorithm
-from om2p_train.arena import random_return
+from om2p_train.arena import obstacle, random_return
 from om2p_train.batches import Transitions
 from om2p_train.config import TrainRecipe
 from om2p_train.evaluation import Evaluator
@@ -53,7 +53,6 @@ class _Job:
     """What is to be trained, on what and where."""
 
     dataset: Dataset
-    task: Task
     recipe: TrainRecipe
     seeds: list[int]
     folder: Path
@@ -61,7 +60,17 @@ class _Job:
 
     @property
     def label(self) -> str:
-        return f"{self.recipe.name} {self.task.alias}"
+        task = self.dataset.task
+        return f"{self.recipe.name} {self.task_name if task is None else task.alias}"
+
+    @property
+    def task_name(self) -> str:
+        return self.dataset.environment.name
+
+    @functools.cached_property
+    def obstacle(self) -> str | None:
+        """Why nobody can play the data set's environment here, None if it can be played."""
+        return obstacle(self.dataset.environment)
 
 
 @dataclass
@@ -82,19 +91,6 @@ class _Clock:
         began = time.perf_counter()
         yield
         self.evaluation_seconds += time.perf_counter() - began
-
-
-def task_of(dataset: Dataset) -> Task:
-    """The task in whose worlds teams that learn from a data set are scored.
-
-    Raises:
-        UserError: it is of an environment of somebody else.
-    """
-    if dataset.task is None:
-        raise UserError(
-            f"{dataset.id} is of none of our tasks ({', '.join(TASKS)}), and teams are scored in their task's worlds"
-        )
-    return dataset.task
 
 
 def train(
@@ -142,10 +138,7 @@ def train(
         facts = _facts(job, begun, loggers)
         if facts["finished"]:
             return False
-        evaluator = Evaluator(
-            algorithm.policy, dataset.environment, job.seeds, recipe.run.evaluation_episodes, job.device
-        )
-        with contextlib.closing(evaluator), run_folder.claimed(folder), _full_disk(folder):
+        with _evaluator(job, algorithm) as evaluator, run_folder.claimed(folder), _full_disk(folder):
             if not begun:
                 run_folder.make_room(folder, overwrite=overwrite)
             clock, recorder = _open(job, learner, facts, begun, loggers)
@@ -170,7 +163,7 @@ def _job(dataset: Dataset, recipe: TrainRecipe, seeds: Sequence[int], folder: Pa
         raise UserError(
             f"optimizer.batch_size is {batch_size} and {dataset.id} has {transitions} transitions: set it lower"
         )
-    return _Job(dataset, task_of(dataset), recipe, list(seeds), folder, _device(device))
+    return _Job(dataset, recipe, list(seeds), folder, _device(device))
 
 
 def _learner(job: _Job) -> tuple[Algorithm, Learner]:
@@ -181,6 +174,18 @@ def _learner(job: _Job) -> tuple[Algorithm, Learner]:
     algorithm.policy.standardize(data.obs_mean, data.obs_scale)
     sampling = SeedStreams(job.seeds, SAMPLING, job.device)
     return algorithm, Learner(algorithm, data, sampling, recipe.optimizer, recipe.run.updates)
+
+
+@contextlib.contextmanager
+def _evaluator(job: _Job, algorithm: Algorithm) -> Iterator[Evaluator | None]:
+    """What scores the policy; None, and a warning, where nobody can play its environment."""
+    if job.obstacle is not None:
+        print(f"warning: {job.obstacle}; training goes on without returns", file=sys.stderr)
+        yield None
+        return
+    environment, episodes = job.dataset.environment, job.recipe.run.evaluation_episodes
+    with contextlib.closing(Evaluator(algorithm.policy, environment, job.seeds, episodes, job.device)) as evaluator:
+        yield evaluator
 
 
 def _facts(job: _Job, begun: bool, loggers: Loggers) -> dict[str, Any]:
@@ -206,7 +211,9 @@ def _open(job: _Job, learner: Learner, facts: dict[str, Any], begun: bool, logge
     return clock, Recorder(folder, job.seeds, job.dataset.environment.spec.agents, sizes, opened)
 
 
-def _loop(job: _Job, learner: Learner, evaluator: Evaluator, recorder: Recorder, clock: _Clock, show: bool) -> None:
+def _loop(
+    job: _Job, learner: Learner, evaluator: Evaluator | None, recorder: Recorder, clock: _Clock, show: bool
+) -> None:
     run = job.recipe.run
     with Progress(job.label, run.updates, learner.updates, show) as progress, wishes() as asked:
         while (update := learner.updates + 1) <= run.updates:
@@ -215,8 +222,8 @@ def _loop(job: _Job, learner: Learner, evaluator: Evaluator, recorder: Recorder,
                 losses = learner.update()
                 if last or update % run.log_every == 0:
                     recorder.losses(update, losses, job.recipe)
-            if last or update % run.evaluate_every == 0:
-                with clock.evaluation():
+            if evaluator is not None and (last or update % run.evaluate_every == 0):
+                with clock.evaluation(), _own_threads():
                     # The same starts at every evaluation: a curve moves because the policy moves.
                     returns = evaluator.returns(world_seed=0)
                 recorder.returns(update, returns)
@@ -253,7 +260,7 @@ def _write_policies(job: _Job, algorithm: Algorithm) -> None:
         "algorithm": job.recipe.algorithm,
         "recipe_name": job.recipe.name,
         "dataset": job.dataset.id,
-        "task": job.task.name,
+        "task": job.task_name,
         "updates": job.recipe.run.updates,
     }
     for index, seed in enumerate(job.seeds):
@@ -268,7 +275,7 @@ def _identity(job: _Job) -> dict[str, Any]:
         "recipe_name": job.recipe.name,
         "scale": job.recipe.scale.value,
         "recipe": job.recipe.tables(),
-        "task": job.task.name,
+        "task": job.task_name,
         "dataset": job.dataset.id,
         "dataset_hash": job.dataset.metadata["content_hash"],
         "seeds": job.seeds,
@@ -279,9 +286,11 @@ def _identity(job: _Job) -> dict[str, Any]:
 def _circumstances(job: _Job) -> dict[str, Any]:
     """What else is worth knowing about a run that begins now."""
     cuda = job.device.type == "cuda"
+    with _own_threads():
+        random = random_return(job.dataset.environment) if job.obstacle is None else None
     return {
         "dataset_return_mean": float(job.dataset.episodes.team_returns.mean()),
-        "random_return_mean": random_return(job.dataset.environment),
+        "random_return_mean": random,
         "hardware": torch.cuda.get_device_name(job.device) if cuda else platform.machine(),
         "threads": torch.get_num_threads(),
         "started": _now(),
@@ -309,6 +318,19 @@ def _timing(job: _Job, clock: _Clock) -> dict[str, float]:
         return timing
     unit = 1 if sys.platform == "darwin" else 1024
     return timing | {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+
+
+@contextlib.contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give torch back its number of threads after the worlds, whose own number OpenMP takes for everybody's.
+
+    Sums depend on it, so a run that goes on must not be in another state than one that has just evaluated.
+    """
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
