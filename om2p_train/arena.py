@@ -163,6 +163,15 @@ def open_arena(environment: EnvironmentCard, copies: int) -> Arena:
     return RecoveredArena(environment, copies) if task is None else BatchedArena(task.name, copies)
 
 
+def obstacle(environment: EnvironmentCard) -> str | None:
+    """Why an environment cannot be played here, None if it can be."""
+    try:
+        open_arena(environment, 1).close()
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def random_return(environment: EnvironmentCard) -> float:
     """Mean team return of uniform actions: 25,000 steps of our worlds, 20 episodes of somebody's environment.
 

@@ -301,7 +301,7 @@ def _one_agent(actor: Actor, place: int) -> Actor:
     )
     agent.space.ragged = actor.space.ragged
     agent.space.mask.copy_(actor.space.mask[place : place + 1])
-    return agent
+    return agent.requires_grad_(False)
 
 
 def _random_inputs(policy: TeamPolicy, signature: Signature, batch: int) -> list[Tensor]:

@@ -138,6 +138,7 @@ def load_policy(path: str | Path, seed: int = 0) -> TeamPolicy:
         )
         actor = ACTORS[kind](SeedStreams([0], INITIALISATION), team, network, **own)
         actor.load_state_dict(weights)
+        actor.requires_grad_(False)
         environment = EnvironmentCard.from_json(card["environment"])
     except UserError:
         raise

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from om2p_data import dataset as datasets
 from om2p_data.dataset import Dataset
-from om2p_data.envs.registry import Task
 from om2p_data.errors import UserError
 from om2p_data.tiers import Tier
-from om2p_train import config, run_folder, trainer
+from om2p_train import config, run_folder
 from om2p_train.config import Scale, TrainRecipe
 
 _ALGORITHM, _SEEDS, _DEVICE = "om2p", (0, 1, 2), "cpu"
@@ -63,8 +62,8 @@ class Request:
         if dataset_id is None:
             raise UserError("--dataset is missing (`om2p-data list` shows the data sets), or --resume --out RUN_FOLDER")
         data = datasets.load(dataset_id, self.root)
-        task = trainer.task_of(data)
-        folder = self.out or Path("runs", task.name, data.metadata["tier"], name)
+        task = data.environment.name
+        folder = self.out or Path("runs", task, data.metadata["tier"], name)
         known = known or self._known(folder)
         return Plan(
             data,
@@ -86,9 +85,9 @@ class Request:
         """Facts of the run that is to go on; none if one is to begin."""
         return run_folder.read_facts(folder) if self.resume and run_folder.holds_run(folder) else {}
 
-    def _recipe(self, folder: Path, task: Task, tier_name: str, known: dict[str, Any]) -> TrainRecipe:
+    def _recipe(self, folder: Path, task: str, tier_name: str, known: dict[str, Any]) -> TrainRecipe:
         tier = next((entry for entry in Tier if entry.value == tier_name), None)
         if self.algorithm is None and known:
-            return config.load(folder / run_folder.RECIPE_FILE, task.name, tier, self.scale, self.settings)
+            return config.load(folder / run_folder.RECIPE_FILE, task, tier, self.scale, self.settings)
         scale = self.scale or (Scale(known["scale"]) if known else None)
-        return config.load(self.algorithm or _ALGORITHM, task.name, tier, scale, self.settings)
+        return config.load(self.algorithm or _ALGORITHM, task, tier, scale, self.settings)
