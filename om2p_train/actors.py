@@ -255,8 +255,8 @@ class DiffusionActor(Actor):
 
 
 _TINY = 1e-7  # float32's resolution just below 1
-# Frequencies of the embedding of the diffusion time, in turns. Images take 30 (Song et al. 2021), with which a network of
-# two layers is not smooth in time after thousands of updates; with 1 it is, and samples keep to the modes.
+# Frequencies of the embedding of the diffusion time, in turns. Images take 30 (Song et al. 2021), with which a network
+# of two layers is not smooth in time after thousands of updates; with 1 it is, and samples keep to the modes.
 _TIME_SCALE = 1.0
 
 ACTORS: dict[str, type[Actor]] = {

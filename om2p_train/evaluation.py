@@ -52,6 +52,7 @@ class Evaluator:
             progress: called with the number of episodes that have ended.
         """
         self._streams = SeedStreams(self._seeds, EVALUATION, self._device)
+        self._threads = torch.get_num_threads()
         rounds = []
         for number in range(-(-self._episodes // self._each)):
             words = np.random.SeedSequence((world_seed, number)).generate_state(1)
@@ -62,6 +63,7 @@ class Evaluator:
     def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The `Policy` interface over stacked teams: obs [S * E, N, O] -> actions [S * E, N, A]."""
         del rng  # the action noise is drawn on the device, from the seeds' own streams
+        torch.set_num_threads(self._threads)  # OpenMP took over the worlds' number with their last step
         seeds, each, agents = len(self._seeds), self._each, self._agents
         inputs = torch.from_numpy(np.ascontiguousarray(obs)).to(self._device)
         inputs = inputs.view(seeds, each, agents, -1).transpose(1, 2).flatten(0, 1)  # [S * N, E, O]
