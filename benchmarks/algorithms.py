@@ -26,7 +26,13 @@ _RECIPES = ["bc", "bc-flow", "om2p", "om2p-paper", "om2p-released", "ma-cql", "o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", required=True, help="data set id; generate it first")
-    parser.add_argument("--recipes", nargs="*", default=_RECIPES, help=f"default: {' '.join(_RECIPES)}")
+    parser.add_argument(
+        "--recipes",
+        nargs="*",
+        default=_RECIPES,
+        metavar="NAME[,KEY=VALUE...]",
+        help=f"each with overrides of its own, if need be (default: {' '.join(_RECIPES)})",
+    )
     parser.add_argument("--seeds", default="0-4", help="stacked in one run (default: 0-4)")
     parser.add_argument("--scale", default="cpu", help="of the recipes (default: cpu)")
     parser.add_argument("--device", default="cpu", help="default: cpu")
@@ -38,8 +44,12 @@ def main() -> None:
     environment = ensure_environment(QUIET_POOLS)
     data = dataset.load(arguments.dataset)
     parsed = parse_id(data.id)
-    folders = [arguments.runs / parsed.task / parsed.tier / name for name in arguments.recipes]
-    rows = [_trained(name, folder, arguments) for name, folder in zip(arguments.recipes, folders, strict=True)]
+    recipes = [entry.split(",") for entry in arguments.recipes]
+    folders = [arguments.runs / parsed.task / parsed.tier / name for name, *_ in recipes]
+    rows = [
+        _trained(name, [*arguments.set, *own], folder, arguments)
+        for (name, *own), folder in zip(recipes, folders, strict=True)
+    ]
     shown = ("recipe", "mean", "std", "lowest", "highest", "updates", "peak_mb")
     print_table([{key: row[key] for key in shown} for row in rows])
     runs = report.read_all(folders)
@@ -61,11 +71,11 @@ def main() -> None:
     report.curves(runs, arguments.out / f"{name}.png")
 
 
-def _trained(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def _trained(name: str, settings: list[str], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run by a process of its own; what was trained before is read."""
     command = [*_RUN, "--algo", name, "--dataset", arguments.dataset, "--seeds", arguments.seeds, "--resume"]
     command += ["--scale", arguments.scale, "--device", arguments.device, "--out", str(folder)]
-    for setting in arguments.set:
+    for setting in settings:
         command += ["--set", setting]
     if arguments.threads is not None:
         command += ["--threads", str(arguments.threads)]
