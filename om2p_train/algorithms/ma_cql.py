@@ -42,6 +42,7 @@ class MACQLOptions(Options):
     num_sampled_actions: PositiveInt = Field(description="of each kind of proposal")
     proposal_sigma: float = Field(gt=0, description="standard deviation of the Gaussians around the policy's actions")
     action_cost: float = Field(ge=0, description="weight of the mean squared action in the actor's loss")
+    saturation_cost: float = Field(ge=0, description="weight of the mean squared input of the actor's tanh in its loss")
 
 
 class MACQL(Algorithm):
@@ -80,8 +81,20 @@ class MACQL(Algorithm):
         return loss + self.options.alpha * (self._log_sum_exp(batch, noise) - values).mean(-1).sum(-1)
 
     def actor_loss(self, batch: Batch, noise: Noise) -> Tensor:
-        actions = self.actor(batch.obs, noise["uniform"])
-        return self.options.action_cost * actions.square().mean((1, 2)) - self.critic.first(batch.obs, actions).mean(-1)
+        actions, cost = self._actions_and_cost(batch)
+        return cost - self.critic.first(batch.obs, actions).mean(-1)
+
+    def _actions_and_cost(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The actor's actions, [K, B, A], and what their size costs, [K].
+
+        The published code pays for actions alone. Within fifty updates a critic that has learned nothing yet drives its
+        actors to the corners of the box, where tanh has no gradient and nothing brings them back; so its input costs too.
+        """
+        raw = self.actor.net(batch.obs)
+        actions = self.policy.space.decode(torch.tanh(raw))
+        options = self.options
+        cost = options.action_cost * actions.square() + options.saturation_cost * self.policy.space.trim(raw).square()
+        return actions, cost.mean((1, 2))
 
     @torch.no_grad()
     def _next_value(self, batch: Batch) -> Tensor:

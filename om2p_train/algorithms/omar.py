@@ -66,11 +66,10 @@ class OMAR(MACQL):
 
     def actor_loss(self, batch: Batch, noise: Noise) -> Tensor:
         options = self.options
-        actions = self.actor(batch.obs, batch.obs)  # [K, B, A]
+        actions, cost = self._actions_and_cost(batch)  # [K, B, A]
         values = self.critic.first(batch.obs, actions)  # [K, B]
         best = self.search(batch.obs, actions.detach(), values.detach(), noise["search"])
         distance = (actions - best).square().mean((1, 2))
-        cost = options.action_cost * actions.square().mean((1, 2))
         return options.c * distance - (1.0 - options.c) * values.mean(-1) + cost
 
     @torch.no_grad()

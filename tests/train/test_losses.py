@@ -149,6 +149,7 @@ def _td3_target(algorithm, b, k):
 @torch.no_grad()
 def test_ma_cql(proposal, random_dataset):
     settings = ["options.alpha=1.5", f"options.proposal={proposal}", "options.action_cost=0.2"]
+    settings += ["options.saturation_cost=0.3"]
     algorithm, batch, noise = one_batch("ma-cql", random_dataset, [0], *settings)
     _shift_targets(algorithm)
     critic_loss, actor_loss = algorithm.critic_loss(batch, noise), algorithm.actor_loss(batch, noise)
@@ -173,8 +174,9 @@ def test_ma_cql(proposal, random_dataset):
             expected += np.mean((y - data) ** 2) + 1.5 * np.mean(above - data)
         assert critic_loss[k].item() == pytest.approx(expected, rel=1e-4)
 
-        action = np.tanh(pi(b["obs"]))
-        expected = 0.2 * np.mean(action**2) - _q(q[0], b["obs"], action).mean()
+        raw = pi(b["obs"])
+        action = np.tanh(raw)
+        expected = 0.2 * np.mean(action**2) + 0.3 * np.mean(raw**2) - _q(q[0], b["obs"], action).mean()
         assert actor_loss[k].item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -201,12 +203,14 @@ def test_ma_cql_of_choices_sums_exactly(discrete_dataset):
 @torch.no_grad()
 def test_omar(search, random_dataset):
     settings = ["options.c=0.7", f"options.search={search}", "options.action_cost=0.2", "options.search_elites=3"]
+    settings += ["options.saturation_cost=0.3"]
     algorithm, batch, noise = one_batch("omar", random_dataset, [0], *settings)
     loss = algorithm.actor_loss(batch, noise)
     for k in range(2):
         b, n = numpy64(batch, k), numpy64(noise, k)
         q = _twins(algorithm.critic, k)[0]
-        action = np.tanh(Reference(algorithm.actor.net, k)(b["obs"]))
+        raw = Reference(algorithm.actor.net, k)(b["obs"])
+        action = np.tanh(raw)
         value = _q(q, b["obs"], action)
         best = np.empty_like(action)
         for row in range(8):  # one observation at a time
@@ -224,7 +228,7 @@ def test_omar(search, random_dataset):
                 mu = weight @ samples
                 sigma = np.maximum(np.sqrt(weight @ (samples - mu) ** 2), 1e-3)
             best[row] = max(candidates, key=lambda pair: pair[0])[1]
-        cost = 0.2 * np.mean(action**2)
+        cost = 0.2 * np.mean(action**2) + 0.3 * np.mean(raw**2)
         expected = 0.7 * np.mean((action - best) ** 2) - 0.3 * value.mean() + cost
         assert loss[k].item() == pytest.approx(expected, rel=1e-4)
 
