@@ -183,14 +183,15 @@ def envs() -> None:
     """List the tasks with their sizes and published returns."""
     from om2p_data.envs import TASKS
 
-    print(f"{'task':24}{'alias':7}{'agents':>7}{'obs':>5}{'act':>5}{'steps':>7}{'random':>9}{'medium':>9}{'expert':>9}")
+    print(f"{'task':32}{'alias':7}{'agents':>7}{'obs':>5}{'act':>5}{'steps':>7}{'random':>9}{'medium':>9}{'expert':>9}")
     for task in TASKS.values():
         sizes = f"{task.num_agents:>7}{task.obs_dim:>5}{task.act_dim:>5}{task.horizon:>7}"
         published = task.returns
         random = f"{task.reference_random:.1f}*" if published.random is None else f"{published.random:.1f}"
-        levels = f"{random:>9}{published.medium:>9.1f}{published.expert:>9.1f}"
-        print(f"{task.name:24}{task.alias:7}{sizes}{levels}")
-    print("random, medium, expert: mean team returns of the published data sets (* not published, measured by us)")
+        star = "*" if published.expert is None else ""
+        medium, expert = (f"{level:.1f}{star}" for level in task.levels)
+        print(f"{task.name:32}{task.alias:7}{sizes}{random:>9}{medium:>9}{expert:>9}")
+    print("random, medium, expert: mean team returns of the published data sets (* not published: ours)")
 
 
 collect.register(app)

@@ -197,7 +197,7 @@ class EnvironmentCard:
                 agents=task.agents,
                 obs_dims=(task.obs_dim,) * count,
                 act_dims=(task.act_dim,) * count,
-                discrete=(False,) * count,
+                discrete=(task.discrete,) * count,
                 state_dim=task.state_dim if task.store_state else None,
             ),
             summary=task.summary,

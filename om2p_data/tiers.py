@@ -25,7 +25,7 @@ from tqdm import tqdm
 from om2p_data import recipe
 from om2p_data.behavior import training
 from om2p_data.behavior.config import EXPERT, LEVELS, MEDIUM, BehaviorConfig
-from om2p_data.behavior.policy import GaussianNoise, Policy, UniformPolicy, one_torch_thread
+from om2p_data.behavior.policy import Policy, UniformPolicy, one_torch_thread, with_noise
 from om2p_data.behavior.prey import PreyConfig
 from om2p_data.behavior.training import Milestone
 from om2p_data.dataset import BehaviorPolicy
@@ -158,7 +158,7 @@ class _Collector:
         teams = {level: self._milestone(level) for level in sorted(wanted, key=LEVELS.index, reverse=True)}
         buffer = EpisodeBuffer(sum(wanted.values()))
         for index, (level, count) in enumerate(wanted.items()):
-            policy = GaussianNoise(teams[level].actor, self._config.behavior.collection_noise)
+            policy = with_noise(teams[level].actor, self._task, self._config.behavior.collection_noise)
             self._play(level, policy, count, buffer, index)
         episodes = buffer.episodes()
         returns = [episodes.team_returns[episodes.policy == index] for index in range(len(wanted))]

@@ -74,7 +74,7 @@ def test_what_is_bundled() -> None:
 def test_data_recipes_load_and_build_a_learner(task: Task) -> None:
     behavior = tiers.load_recipe(task, None).behavior
     assert behavior.collection_noise == 0.1  # as in the published data sets
-    assert (behavior.levels.medium, behavior.levels.expert) == (task.returns.medium, task.returns.expert)
+    assert (behavior.levels.medium, behavior.levels.expert) == task.levels
     assert behavior.max_steps >= 10 * behavior.num_envs * behavior.segment_steps
     assert behavior.evaluation_episodes <= behavior.judging_episodes
     actor = runs.start(task, behavior, seed=0).actor

@@ -70,7 +70,7 @@ class PPOConfig(Record):
     gae_lambda: float = Field(ge=0, le=1)
     clip: float = Field(gt=0, lt=1)
     entropy_cost: float = Field(ge=0)
-    initial_noise: float = Field(gt=0)
+    initial_noise: float | None = Field(default=None, gt=0, description="of continuous actions alone")
     max_gradient: float = Field(gt=0)
 
     def learner(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Policies that collect data: networks trained online, uniform actions, and Gaussian noise on top."""
+"""Policies that collect data: networks trained online, uniform actions, and noise on top."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from om2p_data.envs.registry import Task
 from om2p_data.errors import UserError
@@ -40,17 +41,26 @@ class Policy(Protocol):
     """Anything that acts for a whole team. Random policies draw from the generator that they are given."""
 
     def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Observations float32 [E, N, O] -> actions float32 [E, N, A] in [-1, 1]."""
+        """Observations float32 [E, N, O] -> actions float32 [E, N, A] in [-1, 1], of discrete tasks one-hot."""
         ...
 
 
+def _one_hot(choices: np.ndarray, size: int) -> np.ndarray:
+    """Integers of any shape -> float32 [..., size]."""
+    return np.eye(size, dtype=np.float32)[choices]
+
+
 class UniformPolicy:
-    """Every action uniform in [-1, 1]: what "random" means in the published data sets."""
+    """Every action uniform in [-1, 1], or over the choices: what "random" means in the published data sets."""
 
     def __init__(self, task: Task):
         self._shape = (task.num_agents, task.act_dim)
+        self._discrete = task.discrete
 
     def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        agents, size = self._shape
+        if self._discrete:
+            return _one_hot(rng.integers(size, size=(len(obs), agents)), size)
         return rng.uniform(-1.0, 1.0, (len(obs), *self._shape)).astype(np.float32)
 
 
@@ -59,9 +69,10 @@ class TeamActor(nn.Module):
 
     Args:
         num_agents, obs_dim, act_dim: N, O, A.
-        hidden: widths of the hidden layers; the action is squashed by tanh.
+        hidden: widths of the hidden layers.
         generator: source of the initial weights.
         activation: of the hidden layers.
+        discrete: the network's outputs are logits of choices, of which the largest is taken; else tanh squashes them.
     """
 
     def __init__(
@@ -72,14 +83,17 @@ class TeamActor(nn.Module):
         hidden: Sequence[int],
         generator: torch.Generator | None = None,
         activation: Activation = Activation.RELU,
+        discrete: bool = False,
     ):
         super().__init__()
         self.hidden = tuple(hidden)
+        self.discrete = discrete
         self.net = StackedMLP(num_agents, obs_dim, act_dim, hidden, activation, generator=generator)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """obs [N, B, O] -> actions [N, B, A] in [-1, 1]."""
-        return torch.tanh(self.net(obs))
+        """obs [N, B, O] -> actions [N, B, A] in [-1, 1] or one-hot."""
+        out = self.net(obs)
+        return F.one_hot(out.argmax(-1), out.shape[-1]).to(out.dtype) if self.discrete else torch.tanh(out)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -143,7 +157,12 @@ def load_actor(path: Path, task: Task) -> tuple[TeamActor, dict]:
         if card["task"] != task.name:
             raise UserError(f"{path} holds a policy for {card['task']}, not for {task.name}")
         actor = TeamActor(
-            task.num_agents, task.obs_dim, task.act_dim, card["hidden"], activation=Activation(card["activation"])
+            task.num_agents,
+            task.obs_dim,
+            task.act_dim,
+            card["hidden"],
+            activation=Activation(card["activation"]),
+            discrete=task.discrete,
         )
         actor.load_state_dict(weights)
     except UserError:
@@ -153,6 +172,25 @@ def load_actor(path: Path, task: Task) -> tuple[TeamActor, dict]:
     if actor.content_hash() != card["hash"]:
         raise UserError(f"the weights in {path} do not match their recorded hash: the file is damaged")
     return actor, card
+
+
+def with_noise(policy: Policy, task: Task, amount: float) -> Policy:
+    """A team as it collects data: with Gaussian noise of that deviation, or that share of uniform choices."""
+    return RandomChoices(policy, amount) if task.discrete else GaussianNoise(policy, amount)
+
+
+class RandomChoices:
+    """A policy each of whose choices is a uniform one with probability epsilon."""
+
+    def __init__(self, policy: Policy, epsilon: float):
+        self._policy = policy
+        self._epsilon = epsilon
+
+    def act(self, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        actions = self._policy.act(obs, rng)
+        other = rng.random(actions.shape[:2]) < self._epsilon
+        uniform = _one_hot(rng.integers(actions.shape[-1], size=actions.shape[:2]), actions.shape[-1])
+        return np.where(other[..., None], uniform, actions)
 
 
 class GaussianNoise:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from om2p_data.behavior.policy import TeamActor
 from om2p_data.envs.registry import Task
+from om2p_data.errors import UserError
 from om2p_data.stacked import Activation, StackedLinear, StackedMLP
 
 _EPSILON = 1e-8
@@ -78,6 +80,60 @@ class Steps:
     ended: Tensor  # bool [T, E], terminated or out of time
 
 
+class Gaussian(nn.Module):
+    """Normal actions around the network's output, with a learned deviation of their own for every agent.
+
+    Args:
+        task: sizes.
+        initial_noise: standard deviation at the start.
+    """
+
+    def __init__(self, task: Task, initial_noise: float):
+        super().__init__()
+        self.log_noise = nn.Parameter(torch.full((task.num_agents, 1, task.act_dim), math.log(initial_noise)))
+
+    def sample(self, out: Tensor, generator: torch.Generator) -> Tensor:
+        """out [N, E, A] -> actions [N, E, A], not clipped."""
+        return out + self.log_noise.exp() * torch.empty_like(out).normal_(generator=generator)
+
+    def log_probability(self, out: Tensor, actions: Tensor) -> Tensor:
+        """Log density up to a constant, [N, B]."""
+        score = (actions - out) * (-self.log_noise).exp()
+        return -0.5 * score.square().sum(-1) - self.log_noise.sum(-1)
+
+    def entropy(self, out: Tensor) -> Tensor:
+        """Up to a constant, [N]."""
+        del out
+        return self.log_noise.sum((1, 2))
+
+
+class Categorical(nn.Module):
+    """Choices, one-hot, whose logits the network puts out."""
+
+    def sample(self, out: Tensor, generator: torch.Generator) -> Tensor:
+        """out [N, E, A] -> one-hot actions [N, E, A]."""
+        drawn = torch.multinomial(out.softmax(-1).flatten(0, 1), 1, generator=generator)  # [N * E, 1]
+        return F.one_hot(drawn.view(out.shape[:2]), out.shape[-1]).to(out.dtype)
+
+    def log_probability(self, out: Tensor, actions: Tensor) -> Tensor:
+        """[N, B]."""
+        return (out.log_softmax(-1) * actions).sum(-1)
+
+    def entropy(self, out: Tensor) -> Tensor:
+        """Mean over the batch, [N]."""
+        log_pi = out.log_softmax(-1)
+        return -(log_pi.exp() * log_pi).sum(-1).mean(-1)
+
+
+def _distribution(task: Task, initial_noise: float | None) -> Gaussian | Categorical:
+    if task.discrete and initial_noise is None:
+        return Categorical()
+    if not task.discrete and initial_noise is not None:
+        return Gaussian(task, initial_noise)
+    kind = "discrete actions: leave it out" if task.discrete else "continuous actions: give it"
+    raise UserError(f"behavior.ppo.initial_noise is for continuous actions, and {task.name} has {kind}")
+
+
 class PPO:
     """The learner: `act` collects, `update` learns from what was collected.
 
@@ -90,9 +146,12 @@ class PPO:
         gamma, gae_lambda: discount, and decay of the advantage estimate (Schulman et al. 2016).
         clip: bound on the change of the action probability's ratio.
         entropy_cost: weight of the actors' entropy, subtracted from their loss.
-        initial_noise: standard deviation of the actions at the start; it is learned.
+        initial_noise: standard deviation of continuous actions at the start, which is learned; None for choices.
         max_gradient: bound on the norm of each actor's and of the value's gradient.
         seed: of initial weights, actions and minibatches.
+
+    Raises:
+        UserError: `initial_noise` is missing, or given for choices.
     """
 
     def __init__(
@@ -107,16 +166,22 @@ class PPO:
         gae_lambda: float,
         clip: float,
         entropy_cost: float,
-        initial_noise: float,
+        initial_noise: float | None = None,
         max_gradient: float,
         seed: int,
     ):
         self.generator = torch.Generator().manual_seed(seed)
         self._task = task
         self.net = TeamActor(
-            task.num_agents, task.obs_dim, task.act_dim, hidden, self.generator, activation=Activation.TANH
+            task.num_agents,
+            task.obs_dim,
+            task.act_dim,
+            hidden,
+            self.generator,
+            activation=Activation.TANH,
+            discrete=task.discrete,
         )
-        self._log_noise = nn.Parameter(torch.full((task.num_agents, 1, task.act_dim), math.log(initial_noise)))
+        self.distribution = _distribution(task, initial_noise)
         self._value = StackedMLP(1, task.state_dim, 1, hidden, Activation.TANH, generator=self.generator)
         with torch.no_grad():  # small first actions: no tanh starts out saturated, and no value far off
             self.net.net.output_layer.weight.mul_(0.01)
@@ -124,7 +189,7 @@ class PPO:
         self.obs_scale = RunningScale(task.num_agents, 1, task.obs_dim)
         self.state_scale = RunningScale(task.state_dim)
         self.return_scale = RunningScale(1)
-        self._actor_parameters = [*self.net.parameters(), self._log_noise]
+        self._actor_parameters = [*self.net.parameters(), *self.distribution.parameters()]
         self._value_parameters = list(self._value.parameters())
         self._optimizer = torch.optim.Adam(
             [*self._actor_parameters, *self._value_parameters], learning_rate, eps=1e-5, foreach=True
@@ -153,7 +218,7 @@ class PPO:
         return nn.ModuleDict(
             {
                 "actor": self.net,
-                "noise": nn.ParameterList([self._log_noise]),
+                "distribution": self.distribution,
                 "value": self._value,
                 "obs_scale": self.obs_scale,
                 "state_scale": self.state_scale,
@@ -164,15 +229,14 @@ class PPO:
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Observations float32 [E, N, O] -> sampled actions float32 [E, N, A], not clipped."""
-        mean = self.net(self.obs_scale(torch.from_numpy(obs).transpose(0, 1)))  # [N, E, A]
-        noise = torch.empty_like(mean).normal_(generator=self.generator)
-        return (mean + self._log_noise.exp() * noise).transpose(0, 1).contiguous().numpy()
+        out = self._out(self.obs_scale(torch.from_numpy(obs).transpose(0, 1)))  # [N, E, A]
+        return self.distribution.sample(out, self.generator).transpose(0, 1).contiguous().numpy()
 
     def update(self, steps: Steps) -> None:
         """Several epochs of clipped policy improvement on the steps that `act` collected."""
         obs = self.obs_scale(steps.obs)  # [T, N, E, O]
         with torch.no_grad():
-            old = self._log_probability(_flat(obs), _flat(steps.raw_actions))  # [N, T * E]
+            old = self.distribution.log_probability(self._out(_flat(obs)), _flat(steps.raw_actions))  # [N, T * E]
             advantage, target = self._advantage(steps)  # [T, E]
         state = self.state_scale(steps.state).flatten(0, 1)
         batch = (_flat(obs), _flat(steps.raw_actions), old, state, advantage.flatten(), target.flatten())
@@ -189,12 +253,12 @@ class PPO:
         self, obs: Tensor, actions: Tensor, old: Tensor, state: Tensor, advantage: Tensor, target: Tensor
     ) -> None:
         advantage = (advantage - advantage.mean()) / (advantage.std() + _EPSILON)
-        ratio = (self._log_probability(obs, actions) - old).exp()  # [N, B]
+        out = self._out(obs)
+        ratio = (self.distribution.log_probability(out, actions) - old).exp()  # [N, B]
         clipped = ratio.clamp(1.0 - self._clip, 1.0 + self._clip)
         gain = torch.minimum(ratio * advantage, clipped * advantage).mean(1)  # [N]
-        entropy = self._log_noise.sum((1, 2))  # [N], of a normal distribution up to a constant
         value_loss = (self._value(state[None]).flatten() - target).square().mean()
-        loss = value_loss - (gain + self._entropy_cost * entropy).sum()
+        loss = value_loss - (gain + self._entropy_cost * self.distribution.entropy(out)).sum()
         self._optimizer.zero_grad()
         loss.backward()
         _clip_per_agent(self._actor_parameters, self._max_gradient)
@@ -202,10 +266,9 @@ class PPO:
         self._optimizer.step()
         self.updates += 1
 
-    def _log_probability(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """obs [N, B, O] (standardised), actions [N, B, A] -> log density up to a constant [N, B]."""
-        score = (actions - self.net(obs)) * (-self._log_noise).exp()
-        return -0.5 * score.square().sum(-1) - self._log_noise.sum(-1)
+    def _out(self, obs: Tensor) -> Tensor:
+        """obs [N, B, O] (standardised) -> mean actions in [-1, 1], or logits, [N, B, A]."""
+        return self.net.net(obs) if self.net.discrete else self.net(obs)
 
     def _advantage(self, steps: Steps) -> tuple[Tensor, Tensor]:
         """Generalised advantage and value target, both [T, E], in units of the running return's deviation."""

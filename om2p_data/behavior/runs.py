@@ -23,6 +23,7 @@ from om2p_data.behavior.td3 import TD3
 from om2p_data.checkpoints import optimizer_state, restore_optimizer
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
+from om2p_data.errors import UserError
 
 L = TypeVar("L", TD3, PPO)
 
@@ -165,7 +166,15 @@ class OnPolicyRun(Run[PPO]):
 
 
 def start(task: Task, config: BehaviorConfig, seed: int) -> Run:
-    """A run at its beginning, with the learner that the recipe names."""
+    """A run at its beginning, with the learner that the recipe names.
+
+    Raises:
+        UserError: the learner cannot learn this task's actions.
+    """
+    if task.discrete and config.td3 is not None:
+        raise UserError(
+            f"{task.name} has discrete actions, which TD3 cannot learn: give behavior.ppo, not behavior.td3"
+        )
     return (OffPolicyRun if config.td3 is not None else OnPolicyRun)(task, config, seed)
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from om2p_data import checkpoints
 from om2p_data.behavior import runs
 from om2p_data.behavior.config import EXPERT, LEVELS, MEDIUM, BehaviorConfig
-from om2p_data.behavior.policy import GaussianNoise, TeamActor, between, load_actor, one_torch_thread
+from om2p_data.behavior.policy import TeamActor, between, load_actor, one_torch_thread, with_noise
 from om2p_data.behavior.replay import Replay
 from om2p_data.envs import make
 from om2p_data.envs.registry import Task
@@ -259,7 +259,7 @@ class _Training:
 
     def _evaluate(self, actor: TeamActor, episodes: int, *, judging: bool = False) -> np.ndarray:
         """Returns [episodes] of the collecting policy, on the same starts every time (judging: on others)."""
-        policy = GaussianNoise(actor, self._config.collection_noise)
+        policy = with_noise(actor, self._task, self._config.collection_noise)
         return team_returns(policy, self._worlds[episodes], self._judging_seed if judging else self._evaluation_seed)
 
     def _note(self, returns: np.ndarray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from om2p_data.envs.adapters import ParallelWorld, TeamEnv
-from om2p_data.envs.particle import NetworkPrey, ParticleEnv, Prey
+from om2p_data.envs.particle import DiscreteParticleEnv, NetworkPrey, ParticleEnv, Prey
 from om2p_data.envs.registry import TASKS, Family, Task, find
 from om2p_data.envs.vector import VectorEnv
 from om2p_data.errors import UserError
@@ -49,7 +49,8 @@ def make(
     if num_envs < 1:
         raise UserError(f"num_envs must be 1 or more, not {num_envs}")
     if task.family is Family.PARTICLE:
-        return ParticleEnv(task, num_envs, seed, threads=threads, prey=prey)
+        world = DiscreteParticleEnv if task.discrete else ParticleEnv
+        return world(task, num_envs, seed, threads=threads, prey=prey)
     if prey is not None:
         raise UserError(f"{task.name} has no prey: leave `prey` out")
     # MuJoCo takes half a second to import, which the particle worlds need not pay.

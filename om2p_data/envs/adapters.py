@@ -12,6 +12,7 @@ from pettingzoo import ParallelEnv
 
 from om2p_data.envs.registry import Task
 from om2p_data.envs.vector import VectorEnv
+from om2p_data.errors import UserError
 
 _FRAMES_PER_SECOND = 10
 
@@ -21,9 +22,9 @@ def observation_box(task: Task) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
 
 
-def action_box(task: Task) -> spaces.Box:
+def action_space(task: Task) -> spaces.Space:
     """Action space of one agent."""
-    return spaces.Box(-1.0, 1.0, (task.act_dim,), np.float32)
+    return spaces.Discrete(task.act_dim) if task.discrete else spaces.Box(-1.0, 1.0, (task.act_dim,), np.float32)
 
 
 class ParallelWorld(ParallelEnv):
@@ -49,7 +50,7 @@ class ParallelWorld(ParallelEnv):
         self.possible_agents = list(task.agents)
         self.agents: list[str] = []
         self.observation_spaces = {agent: observation_box(task) for agent in task.agents}
-        self.action_spaces = {agent: action_box(task) for agent in task.agents}
+        self.action_spaces = {agent: action_space(task) for agent in task.agents}
         self.state_space = spaces.Box(-np.inf, np.inf, (task.state_dim,), np.float32)
         # The seed of a world that nobody seeds comes from the operating system, as in every PettingZoo environment.
         self._env = build(1, int(np.random.SeedSequence().generate_state(1)[0]))
@@ -71,7 +72,7 @@ class ParallelWorld(ParallelEnv):
     def step(self, actions: dict[str, np.ndarray]) -> tuple[dict, dict, dict, dict, dict]:
         if not self.agents:
             return {}, {}, {}, {}, {}
-        joint = np.stack([np.asarray(actions[agent], np.float32) for agent in self.possible_agents])[None]
+        joint = np.stack([self._vector(agent, actions[agent]) for agent in self.possible_agents])[None]
         obs, rewards, terminated, truncated = self._env.step(joint)
         over = bool((terminated | truncated).any())
         step = (
@@ -95,6 +96,15 @@ class ParallelWorld(ParallelEnv):
 
     def close(self) -> None:
         self._env.close()
+
+    def _vector(self, agent: str, action: Any) -> np.ndarray:
+        """An agent's action as the vector interface takes it, float32 [A]."""
+        if not self.task.discrete:
+            return np.asarray(action, np.float32)
+        space = self.action_spaces[agent]
+        if not space.contains(action):
+            raise UserError(f"{agent} must choose an integer from 0 to {self.task.act_dim - 1}, not {action!r}")
+        return np.eye(self.task.act_dim, dtype=np.float32)[int(action)]
 
     def _by_agent(self, values: np.ndarray) -> dict[str, Any]:
         return dict(zip(self.possible_agents, values[0], strict=True))

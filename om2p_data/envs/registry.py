@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from om2p_data.errors import unknown
 
@@ -24,12 +24,12 @@ class PublishedReturns:
     normalised score.
     """
 
-    random: float | None
-    medium_replay: float
-    medium: float
-    expert: float
-    reference_random: float | None
-    reference_expert: float | None
+    random: float | None = None
+    medium_replay: float | None = None
+    medium: float | None = None
+    expert: float | None = None
+    reference_random: float | None = None
+    reference_expert: float | None = None
     medium_expert: float | None = None
 
     def of_tier(self, tier: str) -> float | None:
@@ -50,11 +50,14 @@ class Task:
 
     `agents` are the controlled agents in index order (a frozen prey is part of the world, not an agent).
     `store_state` says whether data sets hold the global state: they do where the observations do not determine it.
+    Where `discrete`, an agent chooses one of `act_dim` moves; the vector interface takes choices one-hot.
     The team reward is the mean over agents of their rewards in every task. `expert_share` is the share of expert
     transitions in the medium-expert tier (OM2P paper, section 5: 10% in particle worlds, 0.1% in MuJoCo; half in the
     tasks that only VGM2P has, since two of its three medium-expert means lie halfway: 2105 between 1426 and 2785,
     1737 between 1419 and 2055; Hopper's 1191 lies below the half of 724 and 2452). `measured_random` is no published
-    figure but ours, where nobody published one: the mean return of 1,000 episodes of uniform actions.
+    figure but ours, where nobody published one: the mean return of uniform actions (over 1,000
+    episodes in MuJoCo, 50,000 in particle worlds). `chosen_levels` are ours too: what the medium and the expert team
+    aim at where no data are published.
     """
 
     name: str
@@ -71,10 +74,21 @@ class Task:
     returns: PublishedReturns
     summary: str
     measured_random: float | None = None
+    discrete: bool = False
+    chosen_levels: tuple[float, float] | None = None
 
     @property
     def num_agents(self) -> int:
         return len(self.agents)
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Mean returns of the medium and of the expert data: the published ones, else `chosen_levels`."""
+        medium, expert = self.returns.medium, self.returns.expert
+        if medium is None or expert is None:
+            assert self.chosen_levels is not None, f"{self.name} has no levels"
+            return self.chosen_levels
+        return medium, expert
 
     @property
     def reference_random(self) -> float:
@@ -87,9 +101,9 @@ class Task:
 
     @property
     def reference_expert(self) -> float:
-        """Return that scores 100: the paper's reference, else the mean of the published expert data."""
+        """Return that scores 100: the paper's reference, else the mean of the expert data."""
         reference = self.returns.reference_expert
-        return self.returns.expert if reference is None else reference
+        return self.levels[1] if reference is None else reference
 
     def normalized(self, team_return: float) -> float:
         """Conventional score: 0 for the random reference, 100 for the expert reference."""
@@ -97,26 +111,47 @@ class Task:
         return 100.0 * (team_return - low) / (high - low)
 
 
+def _discrete(task: Task, measured_random: float, expert: float) -> Task:
+    """A particle task whose agents choose among five moves; nothing is published for it.
+
+    World and rewards are the task's own, and so is its medium level; its experts' may be beyond what moves can do.
+    """
+    return replace(
+        task,
+        name=f"{task.name}-discrete",
+        alias=f"{task.alias}d",
+        act_dim=5,  # stay, left, right, down, up
+        discrete=True,
+        returns=PublishedReturns(),
+        measured_random=measured_random,
+        chosen_levels=(task.levels[0], expert),
+        summary=f"{task.summary}, by one of 5 moves a step",
+    )
+
+
 _PREDATORS = ("predator_0", "predator_1", "predator_2")
+
+_COOPERATIVE_NAVIGATION = Task(
+    name="cooperative-navigation",
+    alias="cn",
+    family=Family.PARTICLE,
+    scenario="simple_spread",
+    agents=("agent_0", "agent_1", "agent_2"),
+    obs_dim=18,
+    act_dim=2,
+    state_dim=18,
+    horizon=25,
+    store_state=False,
+    expert_share=0.1,
+    returns=PublishedReturns(159.6, 203.7, 273.4, 531.0, 159.8, 516.8),
+    summary="3 agents cover 3 landmarks without bumping into each other",
+)
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(
-            name="cooperative-navigation",
-            alias="cn",
-            family=Family.PARTICLE,
-            scenario="simple_spread",
-            agents=("agent_0", "agent_1", "agent_2"),
-            obs_dim=18,
-            act_dim=2,
-            state_dim=18,
-            horizon=25,
-            store_state=False,
-            expert_share=0.1,
-            returns=PublishedReturns(159.6, 203.7, 273.4, 531.0, 159.8, 516.8),
-            summary="3 agents cover 3 landmarks without bumping into each other",
-        ),
+        _COOPERATIVE_NAVIGATION,
+        _discrete(_COOPERATIVE_NAVIGATION, measured_random=158.0, expert=480.0),
         Task(
             name="predator-prey",
             alias="pp",

@@ -81,14 +81,15 @@ class VectorEnv(abc.ABC):
         """Advance every copy by one step.
 
         Args:
-            actions: [E, N, A], each in [-1, 1]; the worlds do not clip, as the original ones do not.
+            actions: [E, N, A], each in [-1, 1]; the worlds do not clip, as the original ones do not. Of discrete tasks
+                one-hot.
 
         Returns:
             obs float32 [E, N, O], rewards float32 [E, N], terminated bool [E, N], truncated bool [E, N].
             All arrays are the caller's to keep: the world does not write to them again.
 
         Raises:
-            UserError: actions of another shape, or not all finite; nothing has moved then.
+            UserError: actions of another shape, not all finite or not one-hot; nothing has moved then.
         """
 
     @property

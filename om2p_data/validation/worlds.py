@@ -57,6 +57,12 @@ class WorldChecks:
             return  # arrays that could not be read were reported
         if not (np.isfinite(obs).all() and np.isfinite(actions).all()):
             return  # so were those
+        if self._task.discrete:
+            from om2p_data.envs.particle import moved
+
+            if not ((actions >= 0) & (actions < self._task.act_dim)).all():
+                return  # and so were those
+            actions = moved(actions)  # [T, N, 2]
         obs_row = np.arange(len(actions)) + np.repeat(np.arange(len(block.lengths)), block.lengths)
         if self._task.family is Family.PARTICLE:
             self._look_views(block, obs)

@@ -88,7 +88,7 @@ class MACQL(Algorithm):
         """The actor's actions, [K, B, A], and what their size costs, [K].
 
         The published code pays for actions alone. Within fifty updates a critic that has learned nothing yet drives its
-        actors to the corners of the box, where tanh has no gradient and nothing brings them back; so its input costs too.
+        actors to the corners of the box, where tanh has no gradient and nothing brings them back: so its input costs.
         """
         raw = self.actor.net(batch.obs)
         actions = self.policy.space.decode(torch.tanh(raw))

@@ -6,9 +6,11 @@ import ast
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 from gymnasium.utils.env_checker import check_env
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
@@ -16,22 +18,33 @@ from om2p_data.envs import TASKS, Family, ParallelWorld, TeamEnv, find, make, pa
 from om2p_data.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-ALIASES = ("cn", "pp", "world", "hc", "hc6", "hopper", "ant")
+ALIASES = ("cn", "cnd", "pp", "world", "hc", "hc6", "hopper", "ant")
 FALLS = ("hopper", "ant")  # where an episode may end before the horizon
 
 each_task = pytest.mark.parametrize("name", ALIASES)
 
 
-def random_actions(env: ParallelWorld, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def random_actions(env: ParallelWorld, rng: np.random.Generator) -> dict[str, Any]:
     """Uniform actions of all possible agents."""
-    return {
-        agent: rng.uniform(-1, 1, env.action_space(agent).shape).astype(np.float32) for agent in env.possible_agents
-    }
+    spaces = [env.action_space(agent) for agent in env.possible_agents]
+    drawn = [
+        int(rng.integers(space.n))
+        if isinstance(space, Discrete)
+        else rng.uniform(-1, 1, space.shape).astype(np.float32)
+        for space in spaces
+    ]
+    return dict(zip(env.possible_agents, drawn, strict=True))
 
 
 def joint(env: ParallelWorld, values: dict) -> np.ndarray:
     """Dictionary over agents -> one array [1, N, ...], as the vector world has it."""
     return np.stack([values[agent] for agent in env.possible_agents])[None]
+
+
+def joint_actions(env: ParallelWorld, actions: dict) -> np.ndarray:
+    """The same of actions, choices one-hot."""
+    stacked = joint(env, actions)
+    return np.eye(env.task.act_dim)[stacked] if env.task.discrete else stacked
 
 
 # ----------------------------------------------------------------------------------------------------- PettingZoo
@@ -80,7 +93,7 @@ def test_episode_equals_the_vector_world_and_ends(name: str):
         assert tuple(env.agents) == task.agents
         actions = random_actions(env, rng)
         obs, rewards, terminated, truncated, _ = env.step(actions)
-        restarted, vector_rewards, vector_terminated, _ = vector.step(joint(env, actions))
+        restarted, vector_rewards, vector_terminated, _ = vector.step(joint_actions(env, actions))
         np.testing.assert_array_equal(joint(env, obs), vector.final_obs)
         np.testing.assert_array_equal(joint(env, rewards), vector_rewards)
         np.testing.assert_array_equal(env.state(), vector.final_state[0])
@@ -197,7 +210,7 @@ def test_team_reward_is_the_mean_over_agents(name: str):
             assert terminated is False or name in FALLS
             assert truncated is (step == env.task.horizon)
             spread = max(spread, float(np.ptp(agent_rewards)))
-    assert (spread > 0) == (name == "cn")  # the others share one reward
+    assert (spread > 0) == (name in ("cn", "cnd"))  # the others share one reward
 
 
 # ---------------------------------------------------------------------------------------------- names and aliases
@@ -220,9 +233,11 @@ def test_the_task_table_tells_the_sizes(name: str):
     assert env.state().shape == env.state_space.shape == (task.state_dim,)
     for agent in task.agents:
         assert obs[agent].shape == env.observation_space(agent).shape == (task.obs_dim,)
-        assert env.action_space(agent).shape == (task.act_dim,)
-        assert (env.action_space(agent).low == -1).all()
-        assert (env.action_space(agent).high == 1).all()
+        space = env.action_space(agent)
+        if task.discrete:
+            assert space == Discrete(task.act_dim)
+        else:
+            assert space == Box(-1.0, 1.0, (task.act_dim,), np.float32)
 
 
 def test_unknown_environment_offers_the_nearest():
@@ -239,7 +254,7 @@ def test_prey_only_where_there_is_one():
         def act(self, obs: np.ndarray) -> np.ndarray:
             return np.zeros((len(obs), 2), np.float32)
 
-    for name in ("cn", "hc", "ant"):
+    for name in ("cn", "cnd", "hc", "ant"):
         with pytest.raises(UserError, match="has no prey"):
             parallel_env(name, prey=Still())
     env = parallel_env("pp", prey=Still())

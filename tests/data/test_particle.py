@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from om2p_data.behavior.policy import UniformPolicy
 from om2p_data.envs import NetworkPrey, Prey, make
 from om2p_data.envs.particle import SCENARIOS, ParticleEnv, replay
 from om2p_data.envs.particle.simple_tag import SIZES as TAG_SIZES
@@ -20,7 +21,7 @@ STARTS = ("init_pos", "init_vel", "landmark_pos")
 HORIZON = 25
 
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS)
-each_task = pytest.mark.parametrize("name", TASK_OF.values())
+each_task = pytest.mark.parametrize("name", [*TASK_OF.values(), "cnd"])
 
 
 def golden(scenario: str) -> dict[str, np.ndarray]:
@@ -57,7 +58,7 @@ def particle_env(name: str, num_envs: int, seed: int = 0, **options) -> Particle
 
 def uniform(rng: np.random.Generator, env: ParticleEnv) -> np.ndarray:
     """Random team actions, float32 [E, N, 2]."""
-    return rng.uniform(-1, 1, (env.num_envs, env.task.num_agents, env.task.act_dim)).astype(np.float32)
+    return UniformPolicy(env.task).act(np.empty((env.num_envs, 0)), rng)
 
 
 def gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -479,7 +480,7 @@ def test_replay_names_the_array_of_a_wrong_shape(scenario: str, key: str):
         replay(scenario, **{**given, key: given[key][..., :1]})
 
 
-@each_task
+@pytest.mark.parametrize("name", TASK_OF.values())
 @pytest.mark.parametrize("shape", [(3, 3, 2), (4, 2, 2), (4, 4, 2), (4, 3, 1), (4, 3), (4, 6)])
 def test_step_refuses_a_wrong_shape(name: str, shape: tuple[int, ...]):
     env = particle_env(name, 4)

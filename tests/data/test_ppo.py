@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from om2p_data.behavior.ppo import PPO, RunningScale, Steps
+from om2p_data.behavior.ppo import PPO, Gaussian, RunningScale, Steps
 from om2p_data.envs.registry import find
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,6 +33,12 @@ SETTINGS: dict[str, Any] = {
     "max_gradient": 0.5,
     "seed": 0,
 }
+
+
+def log_noise(learner: PPO) -> Tensor:
+    """Logarithms of the deviations [N, 1, A] of a learner of continuous actions."""
+    assert isinstance(learner.distribution, Gaussian)
+    return learner.distribution.log_noise
 
 
 @pytest.fixture
@@ -99,7 +105,7 @@ class PlainPPO:
 
     def __init__(self, learner: PPO):
         self.actors = [nn.Sequential(_copy(learner.net.net, n), nn.Tanh()) for n in range(N)]
-        self.log_noise = [nn.Parameter(learner._log_noise[n, 0].detach().clone()) for n in range(N)]
+        self.log_noise = [nn.Parameter(log_noise(learner)[n, 0].detach().clone()) for n in range(N)]
         self.value = _copy(learner._value, 0)
         groups = [[*actor.parameters(), noise] for actor, noise in zip(self.actors, self.log_noise, strict=True)]
         self.groups = [*groups, list(self.value.parameters())]
@@ -187,7 +193,7 @@ def assert_equal_nets(learner: PPO, plain: PlainPPO, obs: Tensor, state: Tensor)
     """obs [N, B, O] and state [B, S], standardised."""
     means = torch.stack([actor(o) for actor, o in zip(plain.actors, obs, strict=True)])
     torch.testing.assert_close(learner.net(obs), means, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(learner._log_noise[:, 0], torch.stack(list(plain.log_noise)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(log_noise(learner)[:, 0], torch.stack(list(plain.log_noise)), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(learner._value(state[None])[0], plain.value(state), rtol=1e-4, atol=1e-6)
 
 
@@ -253,7 +259,7 @@ def test_one_agents_loss_does_not_reach_anothers_weights() -> None:
     other.update(dataclasses.replace(steps, obs=obs, raw_actions=actions))
     for (name, first), second in zip(one.modules()["actor"].named_parameters(), other.net.parameters(), strict=True):
         assert (first != second).flatten(1).any(1).tolist() == [False, True, False], name
-    assert (one._log_noise != other._log_noise).flatten(1).any(1).tolist() == [False, True, False]
+    assert (log_noise(one) != log_noise(other)).flatten(1).any(1).tolist() == [False, True, False]
     for first, second in zip(one._value.parameters(), other._value.parameters(), strict=True):
         assert torch.equal(first, second)
 
@@ -283,7 +289,7 @@ def test_actions_are_normal_around_the_policy() -> None:
     actions = learner.act(obs)
     assert (actions.shape, actions.dtype) == ((40_000, N, 2), np.float32)
     mean = learner.actor.act(obs[[0, -1]], np.random.default_rng(0))
-    noise = learner._log_noise.exp().detach()[:, 0].numpy()
+    noise = log_noise(learner).exp().detach()[:, 0].numpy()
     assert not np.allclose(noise, SETTINGS["initial_noise"], atol=0.01)
     for half, expected in zip(np.split(actions, 2), mean, strict=True):
         np.testing.assert_allclose(half.mean(0), expected, atol=0.02)
@@ -318,4 +324,4 @@ def test_actors_find_the_best_actions_of_a_known_reward() -> None:
         learner.update(Steps(obs, obs[:, 0], actions, rewards, obs[:, 0], ones, ones))
     probe = torch.linspace(-0.9, 0.9, 19).expand(N, 19)[..., None]
     assert (learner.actor(probe) - best * probe).abs().max() < 0.1
-    assert learner._log_noise.exp().max() < 0.2  # nothing is left to explore
+    assert log_noise(learner).exp().max() < 0.2  # nothing is left to explore

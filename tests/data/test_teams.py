@@ -11,7 +11,7 @@ import pytest
 from om2p_data import tiers
 from om2p_data.behavior import training
 from om2p_data.behavior.config import EXPERT, LEVELS, MEDIUM, BehaviorConfig
-from om2p_data.behavior.policy import GaussianNoise
+from om2p_data.behavior.policy import with_noise
 from om2p_data.behavior.training import Milestone
 from om2p_data.envs import make
 from om2p_data.envs.registry import TASKS, Family, Task, find
@@ -78,7 +78,7 @@ def test_teams_score_on_fresh_starts_what_their_level_asks(path: Path) -> None:
     task, team = team_of(path)
     config = own_recipe(task)
     particle = task.family is Family.PARTICLE
-    policy = GaussianNoise(team.actor, config.collection_noise)
+    policy = with_noise(team.actor, task, config.collection_noise)
     returns = team_returns(policy, make(task.name, 1_000 if particle else 20), seed=2_024)
     error = returns.std() / np.sqrt(len(returns))
     low, high = config.levels.window(path.stem)
@@ -93,9 +93,9 @@ def test_teams_score_on_fresh_starts_what_their_level_asks(path: Path) -> None:
 def test_agents_of_a_team_act_on_their_own_observation(path: Path) -> None:
     task, team = team_of(path)
     rng = np.random.default_rng(0)
-    obs = make(task.name, 50, seed=3).reset()
+    obs = make(task.name, 200, seed=3).reset()  # choices change for some of them only
     actions = team.actor.act(obs, rng)
-    assert actions.shape == (50, task.num_agents, task.act_dim)
+    assert actions.shape == (200, task.num_agents, task.act_dim)
     assert np.abs(actions).max() <= 1
     for n in range(task.num_agents):
         changed = obs.copy()

@@ -59,7 +59,7 @@ class ParticleEnv(VectorEnv):
         if prey is not None and not self._scenario.HAS_PREY:
             raise UserError(f"{task.name} has no prey: leave `prey` out")
         num_landmarks = len(self._scenario.LANDMARK_SIZES)
-        self.prey = (prey or bundled_prey(task.name)) if self._scenario.HAS_PREY else None
+        self.prey = (prey or bundled_prey(self._scenario.PREY)) if self._scenario.HAS_PREY else None
         most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
         self.prey_identity = self.prey.identity if self.prey is not None else None
         self._threads = min(available_threads(threads), max(1, num_envs // _COPIES_PER_THREAD), most)
@@ -87,8 +87,8 @@ class ParticleEnv(VectorEnv):
         shape = (self.num_envs, self.task.num_agents)
         # One type and memory order, whatever the caller has: each other one would be compiled anew.
         actions = np.ascontiguousarray(actions, np.float32)
-        if actions.shape != (*shape, self.task.act_dim):
-            raise UserError(f"actions must have shape {(*shape, self.task.act_dim)}, not {actions.shape}")
+        if actions.shape != (*shape, 2):
+            raise UserError(f"actions must have shape {(*shape, 2)}, not {actions.shape}")
         require_finite(actions)
         numba.set_num_threads(self._threads)
         if self.prey is not None:

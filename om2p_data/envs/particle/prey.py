@@ -120,8 +120,8 @@ def load_prey(path: Path, name: str) -> tuple[NetworkPrey, dict[str, Any]]:
 
 
 @cache
-def bundled_prey(task_name: str) -> NetworkPrey:
-    """The frozen prey of a task, as it ships with the package."""
-    file = resources.files("om2p_data.envs.particle").joinpath("preys", f"{task_name}.safetensors")
+def bundled_prey(name: str) -> NetworkPrey:
+    """A frozen prey that ships with the package, by its name: that of the task that it was trained in."""
+    file = resources.files("om2p_data.envs.particle").joinpath("preys", f"{name}.safetensors")
     with resources.as_file(file) as path:
-        return load_prey(path, task_name)[0]
+        return load_prey(path, name)[0]

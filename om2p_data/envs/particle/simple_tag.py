@@ -14,6 +14,7 @@ NUM_OBSTACLES = 2
 LANDMARK_RANGE = 0.9
 OBS_DIMS = (16, 16, 16, 14)
 HAS_PREY = True
+PREY = "predator-prey"  # the bundled one
 
 _CATCH = 10.0
 _SHAPING = 0.1

@@ -16,6 +16,7 @@ NUM_OBSTACLES = 1
 LANDMARK_RANGE = 0.9
 OBS_DIMS = (24, 24, 24, 22)
 HAS_PREY = True
+PREY = "world"  # the bundled one
 
 _CATCH = 5.0
 _SHAPING = 0.1
