@@ -60,13 +60,13 @@ def main() -> None:
         "transitions": data.episodes.num_transitions,
         "dataset_mean": round(float(returns.mean()), 2),
         "dataset_std": round(float(returns.std()), 2),
-        "random_mean": round(runs[0].random_return, 2),
+        "random_mean": None if runs[0].random_return is None else round(runs[0].random_return, 2),
         "scale": arguments.scale,
         "set": arguments.set,
         "device": arguments.device,
         "environment": environment,
     }
-    name = f"algorithms_{runs[0].task.alias}_{parsed.tier}"
+    name = f"algorithms_{data.task.alias if data.task is not None else parsed.task}_{parsed.tier}"
     write_results(arguments.out / f"{name}.json", rows, settings, "om2p", "torch", "numpy", "minari")
     report.curves(runs, arguments.out / f"{name}.png")
 

@@ -26,7 +26,7 @@ from minari.data_collector import EpisodeBuffer
 
 from om2p_data import dataset
 from om2p_data.dataset import BehaviorPolicy
-from om2p_data.envs.adapters import action_box, observation_box
+from om2p_data.envs.adapters import action_space, observation_box
 from om2p_data.envs.registry import Task, find
 from om2p_data.episodes import Episodes
 from om2p_data.spec import EnvironmentCard
@@ -116,7 +116,7 @@ def measure_stock(task: Task, episodes: Episodes, share: float) -> list[Row]:
             f"om2p/{task.name}/stock-v0",
             buffers,
             observation_space=spaces.Dict({agent: observation_box(task) for agent in task.agents}),
-            action_space=spaces.Dict({agent: action_box(task) for agent in task.agents}),
+            action_space=spaces.Dict({agent: action_space(task) for agent in task.agents}),
         )
 
     with warnings.catch_warnings():
