@@ -146,30 +146,19 @@ def load(
 def _with_base(source: str | Path) -> tuple[dict[str, Any], str]:
     """A recipe laid over the recipe that its `base` names (a bundled name, or a path beside the file)."""
     tables, label = recipe.read(source, "train")
-    base = tables.pop("base", None)
+    base, place = tables.pop("base", None), Path(source)
     seen = {str(source)}
     while base is not None:
-        if _name(base, "base", label) in seen:
+        name = _name(base, "base", label)
+        beside = place.parent / name
+        below = beside if beside.suffix == ".toml" else name
+        if str(below) in seen:
             raise UserError(f"{label}: base = {base!r} leads back to itself")
-        seen.add(base)
-        beside = Path(source).parent / base
-        below, _ = recipe.read(beside if beside.suffix == ".toml" else base, "train")
-        base = below.pop("base", None)
-        below.pop("name", None)
-        tables = recipe.merge(below, tables)
+        seen.add(str(below))
+        under, _ = recipe.read(below, "train")
+        base, place = under.pop("base", None), Path(below)
+        tables = recipe.merge(under, tables)
     return tables, label
-
-
-def _at_scale(tables: dict[str, Any], scale: Scale | None, label: str) -> tuple[dict[str, Any], Scale]:
-    """A recipe with `[scale]` sections only, and the scale it is resolved at, which a resolved recipe states itself."""
-    own = tables.get("scale")
-    if not isinstance(own, str):
-        return tables, scale or Scale.CPU
-    if own not in [entry.value for entry in Scale]:
-        raise UserError(f"{label}: {unknown('scale', own, [entry.value for entry in Scale])}")
-    if scale not in (None, Scale(own)):
-        raise UserError(f"{label} is resolved at scale {own}, and scale {scale.value} cannot be had from it")
-    return {key: value for key, value in tables.items() if key != "scale"}, Scale(own)
 
 
 def _section(tables: Mapping[str, Any], kind: str, name: str, valid: list[str], label: str) -> dict[str, Any]:

@@ -212,6 +212,19 @@ def test_ablations_differ_from_the_paper_in_one_thing_for_every_task_and_tier(na
             assert config.load(f"om2p-paper-{name}", task, tier).options.model_dump() == whole | expected
 
 
+def test_a_base_is_looked_for_beside_the_file_that_names_it(tmp_path) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "mine.toml").write_text('base = "lab/ours.toml"\n[options]\neta = 7.0\n')
+    (tmp_path / "lab" / "ours.toml").write_text('base = "root.toml"\n[optimizer]\nrho = 0.5\n')
+    (tmp_path / "lab" / "root.toml").write_text('base = "om2p"\n[optimizer]\nrho = 0.25\nmax_gradient = 3.0\n')
+    found = config.load(tmp_path / "mine.toml", "mine", None)
+    assert found.options.model_dump()["eta"] == 7
+    assert (found.optimizer.rho, found.optimizer.max_gradient) == (0.5, 3.0)
+    (tmp_path / "lab" / "root.toml").write_text('base = "ours.toml"\n')
+    with pytest.raises(UserError, match="leads back to itself"):
+        config.load(tmp_path / "mine.toml", "mine", None)
+
+
 def test_what_is_fixed_yields_to_the_command_line_alone() -> None:
     assert config.load("bc-flow", "world", Tier.MEDIUM).options.model_dump()["eta"] == 0
     assert config.load("bc-flow", "world", Tier.MEDIUM, settings=["options.eta=2"]).options.model_dump()["eta"] == 2
