@@ -157,8 +157,21 @@ def _with_base(source: str | Path) -> tuple[dict[str, Any], str]:
         seen.add(str(below))
         under, _ = recipe.read(below, "train")
         base, place = under.pop("base", None), Path(below)
+        under.pop("name", None)  # of a resolved recipe, whose name is not this one's
         tables = recipe.merge(under, tables)
     return tables, label
+
+
+def _at_scale(tables: dict[str, Any], scale: Scale | None, label: str) -> tuple[dict[str, Any], Scale]:
+    """A recipe with `[scale]` sections only, and the scale it is resolved at, which a resolved recipe states itself."""
+    own = tables.get("scale")
+    if not isinstance(own, str):
+        return tables, scale or Scale.CPU
+    if own not in [entry.value for entry in Scale]:
+        raise UserError(f"{label}: {unknown('scale', own, [entry.value for entry in Scale])}")
+    if scale not in (None, Scale(own)):
+        raise UserError(f"{label} is resolved at scale {own}, and scale {scale.value} cannot be had from it")
+    return {key: value for key, value in tables.items() if key != "scale"}, Scale(own)
 
 
 def _section(tables: Mapping[str, Any], kind: str, name: str, valid: list[str], label: str) -> dict[str, Any]:
