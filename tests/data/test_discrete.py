@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -207,6 +208,17 @@ def test_validation_replays_the_choices(root: Path) -> None:
     assert all(finding.severity is Severity.OK for finding in findings.values()), findings
     assert "500 transitions replayed, all" in findings["physics"].message
     assert root.exists()
+
+
+@pytest.mark.parametrize(("choice", "check"), [(7, "bounds"), (-1, "bounds"), (None, "physics")])
+def test_validation_finds_choices_that_were_not_made(choice: int | None, check: str, root: Path) -> None:
+    with h5py.File(root / ID / "data" / "main_data.hdf5", "r+") as file:
+        for number in range(20):
+            stored = file[f"episode_{number}/actions/agent_1"]
+            assert isinstance(stored, h5py.Dataset)
+            stored[3] = (stored[3] + 1) % 5 if choice is None else choice
+    wrong = {finding.check for finding in validate(ID) if finding.severity is Severity.ERROR}
+    assert check in wrong
 
 
 def test_a_discrete_task_has_levels_of_its_own_or_published_ones() -> None:

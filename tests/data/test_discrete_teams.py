@@ -73,6 +73,21 @@ def test_td3_refuses_choices() -> None:
         runs.start(CND, config, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "noise", "says"),
+    [
+        ("cnd", 0.5, f"is for continuous actions, and {CND.name} has discrete actions: leave it out"),
+        ("hc", None, "is for continuous actions, and halfcheetah-2x3 has continuous actions: give it"),
+    ],
+)
+def test_initial_noise_is_where_there_is_noise(name: str, noise: float | None, says: str) -> None:
+    config = tiers.load_recipe(find(name), None).behavior
+    assert config.ppo is not None
+    wrong = config.model_copy(update={"ppo": config.ppo.model_copy(update={"initial_noise": noise})})
+    with pytest.raises(UserError, match=f"behavior.ppo.initial_noise {says}"):
+        runs.start(find(name), wrong, 0)
+
+
 @pytest.mark.parametrize("tier", [tier for tier in Tier if tier is not Tier.MEDIUM_REPLAY])
 def test_every_tier_is_generated_and_holds_integers(tier: Tier, tmp_path) -> None:
     generation.generate(CND, tier, tiers.load_recipe(CND, None), transitions=500, root=tmp_path, progress=False)
