@@ -172,7 +172,8 @@ def test_omars_own_sizes(task, hidden, optimizer, updates, search, scale: Scale)
     assert (recipe.network.hidden, recipe.network.activation) == (hidden, Activation.RELU)
     assert not recipe.network.critic_layer_norm
     found = recipe.optimizer
-    assert (found.learning_rate, found.rho, found.max_gradient) == (optimizer[0], optimizer[2], 0.5)
+    assert (found.learning_rate, found.rho) == (optimizer[0], optimizer[2])
+    assert found.max_gradient == (None if task == "halfcheetah-2x3" else 0.5)
     if scale is Scale.PAPER:
         assert (found.batch_size, recipe.run.updates) == (optimizer[1], updates)
     options = recipe.options.model_dump()
