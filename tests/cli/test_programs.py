@@ -121,7 +121,7 @@ def test_a_data_set_folder_that_cannot_be_made(run: Run, here: Path, monkeypatch
         ("om2p-data", ["generate", "--env", "cn", "--tier", "random", "--transitions", "many"], "'--transitions'"),
         ("om2p-data", ["generate", "--env", "cn", "--tier", "random", "--seed", "-1"], "'--seed'"),
         ("om2p-data", ["generate", "--env", "cn", "--teer", "random"], "No such option: --teer"),
-        ("om2p-train", ["run"], "Missing option '--dataset'"),
+        ("om2p-train", ["run"], "--dataset is missing"),
         ("om2p-train", ["run", "--dataset", RANDOM_ID, "--threads", "0"], "'--threads'"),
         ("om2p-train", ["report"], "Missing argument"),
         ("om2p-train", ["render", "a", "--episodes", "0"], "'--episodes'"),
