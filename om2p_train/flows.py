@@ -89,14 +89,17 @@ class Derivative(enum.Enum):
 def check_finite_difference(step: float, dtype: torch.dtype) -> None:
     """Refuse a step that the number format cannot resolve: r + step == r would make every derivative 0.
 
+    Just above that, the derivative is what rounding makes of it, so a hundredfold is asked for.
+
     Raises:
-        UserError: the step is below the resolution of `dtype` at 1.
+        UserError: the step is below 100 times the resolution of `dtype` at 1.
     """
     resolution = torch.finfo(dtype).eps
-    if step < resolution:
+    if step < 100 * resolution:
         raise UserError(
-            f"finite_difference_step = {step:g} is below the resolution of {str(dtype).removeprefix('torch.')} "
-            f"({resolution:.1e}): r + step equals r and the derivative would be 0; use 1e-3, or derivative = 'zero'"
+            f"finite_difference_step = {step:g} is too close to or below the resolution of "
+            f"{str(dtype).removeprefix('torch.')} ({resolution:.1e}): r + step is r, or differs by rounding, and the "
+            "derivative means nothing; use 1e-3, or derivative = 'zero'"
         )
 
 

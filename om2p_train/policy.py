@@ -123,7 +123,7 @@ def load_policy(path: str | Path, seed: int = 0) -> TeamPolicy:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"policy file {path} does not exist")
+        raise UserError(f"policy file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads(file.metadata()["card"])

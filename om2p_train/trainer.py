@@ -150,7 +150,11 @@ def train(
                 finished = True
             finally:
                 recorder.close(finished=finished)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for an accelerator without memory, and for a processor only these words.
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not out_of_memory:
+            raise
         raise UserError(f"out of memory on {device}: take fewer seeds, smaller batches or networks") from error
     return True
 

@@ -166,7 +166,7 @@ def test_render_refuses(run: Run, here: Path) -> None:
     before = contents(here)
     for arguments, message in (
         (["runs/bc/policies/seed1.safetensors"], r"policy file runs/bc/policies/seed1\.safetensors does not exist"),
-        (["runs/bc"], r"policy file runs/bc does not exist"),
+        (["runs/bc"], r"policy file runs/bc is a folder"),
         (["file"], r"cannot read the policy file: "),
         (["damaged.safetensors"], r"cannot read the policy damaged\.safetensors: "),
         (["runs/bc/checkpoint.safetensors"], r"cannot read the policy runs/bc/checkpoint\.safetensors: "),

@@ -134,6 +134,8 @@ def test_a_step_below_resolution_is_refused_with_the_reason():
     with pytest.raises(UserError, match=r"below the resolution of float32.*1e-3"):
         check_finite_difference(1e-12, torch.float32)
     check_finite_difference(1e-12, torch.float64)
+    with pytest.raises(UserError, match="rounding"):
+        check_finite_difference(1.3e-7, torch.float32)
 
 
 def test_zero_derivative_is_flow_matching_and_targets_carry_no_gradient():

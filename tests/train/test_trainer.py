@@ -14,6 +14,7 @@ from om2p_data.envs import make, parallel_env
 from om2p_data.errors import UserError
 from om2p_data.rollout import team_returns
 from om2p_train import config, load_policy, report, trainer
+from om2p_train.evaluation import Evaluator
 from om2p_train.loggers import Loggers
 
 from .runs import make_dataset
@@ -73,7 +74,17 @@ def test_a_seed_in_a_stack_scores_like_the_seed_alone(run, data, tmp_path):
         np.testing.assert_allclose(together[agent], apart[agent], atol=1e-4)
 
 
-def test_a_policy_file_scores_in_a_pettingzoo_loop_what_the_run_reports(run):
+def test_a_policy_file_scores_what_the_run_reports(run, data):
+    """The first seed's file in the same worlds with the same noise: the returns in evaluations.csv."""
+    with (run / "evaluations.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
+    last = [float(row["return"]) for row in rows if row["update"] == rows[-1]["update"]]
+    team = load_policy(run / "policies" / "seed0.safetensors")
+    played = Evaluator(team.actor, data.environment, [0], len(last)).returns(world_seed=0)[0]
+    np.testing.assert_allclose(played, last, rtol=1e-4)
+
+
+def test_a_policy_file_scores_the_same_in_a_pettingzoo_loop(run):
     """The file alone, in the plain loop, against the batched evaluation of the same weights: equal in distribution."""
     team = load_policy(run / "policies" / "seed0.safetensors")
     env = parallel_env("cn")
