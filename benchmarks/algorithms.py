@@ -6,7 +6,7 @@ An interrupted benchmark goes on where it was, with the same command.
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +18,7 @@ from common import QUIET_POOLS, RESULTS, ensure_environment, print_table, write_
 from om2p_data import dataset
 from om2p_data.storage import parse_id
 from om2p_train import report
+from om2p_train.run_folder import RUN_FILE
 
 _RUN = [sys.executable, "-c", "from om2p_cli.train import main; main()", "run", "--quiet", "--no-tensorboard"]
 _RECIPES = ["bc", "bc-flow", "om2p", "om2p-paper", "om2p-released", "ma-cql", "omar", "ma-fql", "ma-sfbc", "vgm2p"]
@@ -50,7 +51,7 @@ def main() -> None:
         _trained(name, [*arguments.set, *own], folder, arguments)
         for (name, *own), folder in zip(recipes, folders, strict=True)
     ]
-    shown = ("recipe", "mean", "std", "lowest", "highest", "updates", "peak_mb")
+    shown = ("recipe", "mean", "std", "lowest", "highest", "updates", "updates_per_second", "peak_mb")
     print_table([{key: row[key] for key in shown} for row in rows])
     runs = report.read_all(folders)
     returns = data.episodes.team_returns
@@ -79,11 +80,10 @@ def _trained(name: str, settings: list[str], folder: Path, arguments: argparse.N
         command += ["--set", setting]
     if arguments.threads is not None:
         command += ["--threads", str(arguments.threads)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
         raise SystemExit(f"recipe {name} failed")
     run = report.read(folder)
+    timing = json.loads((folder / RUN_FILE).read_text())["timing"]
     final = run.final
     return {
         "recipe": name,
@@ -93,7 +93,8 @@ def _trained(name: str, settings: list[str], folder: Path, arguments: argparse.N
         "highest": round(float(final.max()), 2),
         "seeds": np.round(final, 2).tolist(),
         "updates": int(run.updates[-1]),
-        "peak_mb": round(usage.ru_maxrss / 1024),
+        "updates_per_second": round(timing["updates_per_second"], 1),
+        "peak_mb": round(timing["peak_memory_mb"]),
         "curve_updates": run.updates.tolist(),
         "curve": np.round(run.returns, 2).tolist(),  # [evaluations][seeds]
     }
