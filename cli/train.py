@@ -46,7 +46,10 @@ def run(
     ] = False,
     tensorboard: Annotated[
         bool | None,
-        typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard events. Default: if it is installed."),
+        typer.Option(
+            "--tensorboard/--no-tensorboard",
+            help="Write TensorBoard events. Default: as the run began, with them if it is installed.",
+        ),
     ] = None,
     wandb: Annotated[
         bool | None,

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from om2p_data import tensor_file
 from om2p_data.errors import UserError
-from om2p_data.storage import write_whole
 
 _TENSOR = "tensor"
 
@@ -26,9 +24,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _take_out(state, "", tensors)
-    # Not safetensors' own file writer: where the disk is full it raises no OSError.
-    content = to_bytes(tensors, metadata={"state": json.dumps(skeleton)})
-    write_whole(path, lambda temporary: temporary.write_bytes(content))
+    tensor_file.write(path, tensors, {"state": json.dumps(skeleton)})
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -38,10 +34,9 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing or damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            skeleton = json.loads(file.metadata()["state"])
-            return _put_back(skeleton, file.get_tensor)
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        tensors, metadata = tensor_file.read(path)
+        return _put_back(json.loads(metadata["state"]), tensors.__getitem__)
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}; delete it to start anew") from error
 
 

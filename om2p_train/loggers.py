@@ -84,7 +84,7 @@ class Loggers:
     """Which ones a run has.
 
     Attributes:
-        tensorboard: None: if it is installed.
+        tensorboard: None: as the run began, with it if it is installed.
         wandb: None: if the run began with it.
         wandb_project: where a run that begins is shown.
     """
@@ -93,41 +93,47 @@ class Loggers:
     wandb: bool | None = None
     wandb_project: str = "om2p"
 
-    def wandb_run(self, before: Mapping[str, str] | None) -> dict[str, str] | None:
-        """Id and project of the W&B run, None without one.
+    def choose(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Facts of the run about its loggers: `tensorboard`, yes or no; `wandb`, id and project of its run or None.
 
         Args:
-            before: what this said when the run began, if it goes on.
+            before: the run's facts, if it goes on.
 
         Raises:
             UserError: a logger that is asked for is not installed.
         """
+        begun = before or {"tensorboard": True, "wandb": None}
         if self.tensorboard and not _installed("tensorboard"):
             raise UserError("TensorBoard is not installed: pip install 'om2p[tensorboard]'")
-        if not (before is not None if self.wandb is None else self.wandb):
-            return None
+        tensorboard = begun["tensorboard"] and _installed("tensorboard")
+        if self.tensorboard is not None:
+            tensorboard = self.tensorboard
+        if not (begun["wandb"] is not None if self.wandb is None else self.wandb):
+            return {"tensorboard": tensorboard, "wandb": None}
         if not _installed("wandb"):
             raise UserError("Weights & Biases is not installed: pip install 'om2p[wandb]', or leave it with --no-wandb")
-        return dict(before or {"id": uuid.uuid4().hex[:8], "project": self.wandb_project})
+        fresh = {"id": uuid.uuid4().hex[:8], "project": self.wandb_project}
+        return {"tensorboard": tensorboard, "wandb": begun["wandb"] or fresh}
 
-    def open(self, folder: Path, name: str, facts: Mapping[str, Any], update: int) -> list[Logger]:
-        """The loggers of a run.
 
-        Args:
-            folder: the run's.
-            name: shown.
-            facts: of the run; `wandb` among them is what `wandb_run` said.
-            update: that it goes on from.
+def open_loggers(folder: Path, name: str, facts: Mapping[str, Any], update: int) -> list[Logger]:
+    """What shows a run's numbers.
 
-        Raises:
-            UserError: W&B refuses.
-        """
-        found: list[Logger] = []
-        if _installed("tensorboard") if self.tensorboard is None else self.tensorboard:
-            found.append(TensorBoard(folder, update))
-        if facts["wandb"] is not None:
-            found.append(WandB(folder, facts["wandb"], name, facts))
-        return found
+    Args:
+        folder: the run's.
+        name: shown.
+        facts: of the run; what `Loggers.choose` said is among them.
+        update: that it goes on from.
+
+    Raises:
+        UserError: W&B refuses.
+    """
+    found: list[Logger] = []
+    if facts["tensorboard"]:
+        found.append(TensorBoard(folder, update))
+    if facts["wandb"] is not None:
+        found.append(WandB(folder, facts["wandb"], name, facts))
+    return found
 
 
 def _installed(package: str) -> bool:

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
+from om2p_data import tensor_file
 from om2p_data.errors import UserError, unknown
 from om2p_data.spec import EnvironmentCard, TeamSpec
-from om2p_data.storage import write_whole
 from om2p_train.actors import ACTORS, Actor
 from om2p_train.networks import NetworkConfig
 from om2p_train.spaces import from_unit
@@ -107,8 +105,7 @@ def save_policy(
         "architecture": actor.architecture,
         "environment": environment.to_json(),
     }
-    metadata = {"card": json.dumps(content, sort_keys=True)}
-    write_whole(path, lambda temporary: temporary.write_bytes(save(weights, metadata=metadata)))
+    tensor_file.write(path, weights, {"card": json.dumps(content, sort_keys=True)})
 
 
 def load_policy(path: str | Path, seed: int = 0) -> TeamPolicy:
@@ -125,9 +122,10 @@ def load_policy(path: str | Path, seed: int = 0) -> TeamPolicy:
     if not path.is_file():
         raise UserError(f"policy file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads(file.metadata()["card"])
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        weights, metadata = tensor_file.read(path)
+        if "card" not in metadata:
+            raise ValueError("it holds no policy; those are in a run's folder `policies`")
+        card = json.loads(metadata["card"])
         kind = card["actor"]
         if kind not in ACTORS:
             raise unknown("actor kind", kind, ACTORS)

@@ -50,6 +50,7 @@ class _Facts(BaseModel):
     device: str
     task: str
     threads: PositiveInt
+    tensorboard: bool
     wandb: dict[str, str] | None
     resumed: list[dict[str, Any]]
     finished: bool

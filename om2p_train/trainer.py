@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from om2p_train.config import TrainRecipe
 from om2p_train.evaluation import Evaluator
 from om2p_train.interruption import Interrupted, wishes
 from om2p_train.learner import Learner
-from om2p_train.loggers import Loggers
+from om2p_train.loggers import Loggers, open_loggers
 from om2p_train.policy import save_policy
 from om2p_train.progress import Progress
 from om2p_train.recorder import Recorder
@@ -141,7 +142,7 @@ def train(
         with _evaluator(job, algorithm) as evaluator, run_folder.claimed(folder), _full_disk(folder):
             if not begun:
                 run_folder.make_room(folder, overwrite=overwrite)
-            clock, recorder = _open(job, learner, facts, begun, loggers)
+            clock, recorder = _open(job, learner, facts, begun)
             finished = False
             try:
                 _loop(job, learner, evaluator, recorder, clock, progress)
@@ -196,13 +197,13 @@ def _facts(job: _Job, begun: bool, loggers: Loggers) -> dict[str, Any]:
     """Contents of run.json: of the run that has begun, if it is this one, or of one that begins now."""
     identity = _identity(job)
     if not begun:
-        return identity | {"wandb": loggers.wandb_run(None)} | _circumstances(job)
+        return identity | loggers.choose(None) | _circumstances(job)
     facts = run_folder.read_facts(job.folder)
     run_folder.check_same(job.folder, facts, identity)
-    return facts if facts["finished"] else facts | {"wandb": loggers.wandb_run(facts["wandb"])}
+    return facts if facts["finished"] else facts | loggers.choose(facts)
 
 
-def _open(job: _Job, learner: Learner, facts: dict[str, Any], begun: bool, loggers: Loggers) -> tuple[_Clock, Recorder]:
+def _open(job: _Job, learner: Learner, facts: dict[str, Any], begun: bool) -> tuple[_Clock, Recorder]:
     """Put the learner where the run's last checkpoint was taken, and open its files there."""
     folder = job.folder
     state = run_folder.read_checkpoint(folder)
@@ -211,7 +212,7 @@ def _open(job: _Job, learner: Learner, facts: dict[str, Any], begun: bool, logge
         facts["resumed"].append({"update": learner.updates, "at": _now()} | _code())
     run_folder.write_facts(folder, facts)
     run_folder.write_recipe(folder, job.recipe.file())
-    opened = loggers.open(folder, job.label, facts, learner.updates)
+    opened = open_loggers(folder, job.label, facts, learner.updates)
     return clock, Recorder(folder, job.seeds, job.dataset.environment.spec.agents, sizes, opened)
 
 
@@ -353,6 +354,6 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device that cannot hand back a number is no place to train
     except (RuntimeError, AssertionError, ImportError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(f"device {name!r} cannot be used: {lines[0]}; 'cpu' always can") from None
+        first = re.split(r"\. |\n", str(error))[0] or type(error).__name__  # PyTorch goes on for pages
+        raise UserError(f"device {name!r} cannot be used: {first}; 'cpu' always can") from None
     return device

@@ -56,6 +56,7 @@ class OM2POptions(Options):
     def _sensible(self) -> OM2POptions:
         if self.derivative is Derivative.FINITE_DIFFERENCE:
             check_finite_difference(self.finite_difference_step, torch.float32)
+        TimeDistribution(self.xi)  # refuses numbers that make no density
         if self.bc_weight == 0 and self.eta == 0:
             raise ValueError("bc_weight and eta are both 0: nothing would train the actor")
         return self

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from om2p_data import checkpoints, storage
+from om2p_data import checkpoints, storage, tensor_file
 from om2p_data.errors import UserError
 
 
@@ -113,9 +113,10 @@ def test_a_fresh_optimiser_comes_back_fresh(tmp_path: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:-1]),
         lambda path: path.write_bytes(b"\xff" * 100),
         lambda path: save_file({"a": torch.zeros(1)}, path),
-        lambda path: save_file({"a": torch.zeros(1)}, path, metadata={"state": "{"}),
-        lambda path: save_file({"b": torch.zeros(1)}, path, metadata={"state": json.dumps({"tensor": "a"})}),
-        lambda path: save_file({"b": torch.zeros(1)}, path, metadata={"state": json.dumps({"no items": 1})}),
+        lambda path: tensor_file.write(path, {"a": torch.zeros(1)}, {}),
+        lambda path: tensor_file.write(path, {"a": torch.zeros(1)}, {"state": "{"}),
+        lambda path: tensor_file.write(path, {"b": torch.zeros(1)}, {"state": json.dumps({"tensor": "a"})}),
+        lambda path: tensor_file.write(path, {"b": torch.zeros(1)}, {"state": json.dumps({"no items": 1})}),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(damage: Callable[[Path], object], tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from om2p_data import checkpoints
 from om2p_data.dataset import Dataset
 from om2p_data.errors import UserError
 from om2p_train import config, run_folder, trainer
@@ -101,18 +100,23 @@ def without(key: str):
 
 
 def of_other_sizes(path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    name = next(name for name in weights if name.startswith("/learner/weights/"))
-    weights[name] = torch.zeros(1)
-    save_file(weights, path, metadata)
+    state = checkpoints.load(path)
+    weights = state["learner"]["weights"]
+    weights[next(iter(weights))] = torch.zeros(1)
+    checkpoints.save(path, state)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
         ("checkpoint.safetensors", shorten, r"checkpoint .* cannot be read: .*; delete it to start anew"),
+        ("checkpoint.safetensors", flip_a_bit, r"checkpoint .* cannot be read: its checksum is wrong; delete it"),
         (
             "checkpoint.safetensors",
             of_other_sizes,
@@ -183,6 +187,16 @@ def test_tensorboard_shows_every_update_once(data, broken_off):
     events = EventAccumulator(str(broken_off / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("return/seed0")] == [4, 8, 12]
     assert [event.step for event in events.Scalars("loss/actor_loss")] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_run_goes_on_with_or_without_tensorboard_as_it_began(wanted, data, tmp_path):
+    folder = break_off(data, tmp_path / "run", loggers=Loggers(tensorboard=wanted))
+    small(data, folder, resume=True, loggers=Loggers())
+    assert (folder / "tensorboard").is_dir() == wanted
+    if wanted:
+        events = EventAccumulator(str(folder / "tensorboard")).Reload()
+        assert [event.step for event in events.Scalars("return/seed0")] == [4, 8, 12]
 
 
 @pytest.fixture
