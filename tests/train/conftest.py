@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -87,27 +88,16 @@ def toy_dataset(
 @pytest.fixture
 def random_dataset() -> Dataset:
     """2 agents, obs 5, act 2, 40 episodes of 6 steps, uniform numbers."""
-    rng = np.random.default_rng(0)
-    shape = (40, 6, 2)
-    return toy_dataset(
-        rng.uniform(-1, 1, (40, 7, 2, 5)),
-        rng.uniform(-1, 1, (*shape, 2)),
-        rng.uniform(-1, 1, shape),
-        terminal=False,
-        length=6,
-    )
+    return _uniform_dataset(lambda rng: rng.uniform(-1, 1, (40, 6, 2, 2)), discrete=False)
 
 
 @pytest.fixture
 def discrete_dataset() -> Dataset:
     """2 agents, obs 5, 3 choices each, 40 episodes of 6 steps, uniform numbers."""
+    return _uniform_dataset(lambda rng: np.eye(3)[rng.integers(3, size=(40, 6, 2))], discrete=True)
+
+
+def _uniform_dataset(draw_actions: Callable[[np.random.Generator], np.ndarray], discrete: bool) -> Dataset:
     rng = np.random.default_rng(0)
-    shape = (40, 6, 2)
-    return toy_dataset(
-        rng.uniform(-1, 1, (40, 7, 2, 5)),
-        np.eye(3)[rng.integers(3, size=shape)],
-        rng.uniform(-1, 1, shape),
-        terminal=False,
-        length=6,
-        discrete=True,
-    )
+    obs, actions, rewards = rng.uniform(-1, 1, (40, 7, 2, 5)), draw_actions(rng), rng.uniform(-1, 1, (40, 6, 2))
+    return toy_dataset(obs, actions, rewards, terminal=False, length=6, discrete=discrete)
