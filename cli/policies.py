@@ -56,19 +56,18 @@ def render(
 def export(
     policy: _File,
     out: Annotated[Path, typer.Option(help="File to write: .onnx or .pt2.")],
-    format_: Annotated[str, typer.Option("--format", help="onnx or torch (a program of torch.export).")] = "onnx",
+    format_: Annotated[
+        str | None, typer.Option("--format", help="onnx or torch (a program of torch.export). Default: the file's.")
+    ] = None,
     agent: Annotated[str | None, typer.Option(help="Export this agent alone. Default: the whole team.")] = None,
 ) -> None:
     """Write a trained team as a graph that runs without this package, and check that it acts the same."""
-    from om2p_data.errors import unknown
     from om2p_train import load_policy
     from om2p_train.export import Format
     from om2p_train.export import export as write
 
-    forms = {form.value: form for form in Format}
-    if format_ not in forms:
-        raise unknown("format", format_, forms)
-    found = write(load_policy(policy), out, forms[format_], agent)
+    form = Format.of(out, format_)
+    found = write(load_policy(policy), out, form, agent)
     signature = found.signature
     inputs = ", ".join(f"{name} {list(shape)}" for name, shape in signature.inputs.items())
     print(f"wrote {out}: {', '.join(signature.agents)}; takes {inputs}, gives actions {list(signature.output)}")

@@ -18,10 +18,11 @@ from om2p_data.tiers import Tier
 from om2p_train import algorithms
 from om2p_train.algorithms import Options
 from om2p_train.batches import DataConfig
+from om2p_train.compute import ComputeConfig
 from om2p_train.learner import OptimizerConfig
 from om2p_train.networks import NetworkConfig
 
-_LAYERS = ("run", "data", "network", "optimizer", "options")
+_LAYERS = ("run", "data", "network", "optimizer", "compute", "options")
 _TABLES = ("algorithm", "base", "fixed", "name", "scale", "task", *_LAYERS)
 
 
@@ -35,7 +36,7 @@ class Scale(enum.Enum):
 class RunConfig(Record):
     """The loop around the updates."""
 
-    updates: int = Field(gt=0)
+    updates: int = Field(gt=0, le=10**9)
     evaluate_every: int = Field(gt=0)
     evaluation_episodes: int = Field(gt=0, description="per seed")
     log_every: int = Field(default=100, gt=0)
@@ -53,6 +54,7 @@ class TrainRecipe:
     data: DataConfig
     network: NetworkConfig
     optimizer: OptimizerConfig
+    compute: ComputeConfig
     options: Options
 
     def tables(self) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def load(
         data=recipe.fill(DataConfig, layers.get("data", {}), label, "data"),
         network=recipe.fill(NetworkConfig, layers.get("network", {}), label, "network"),
         optimizer=recipe.fill(OptimizerConfig, layers.get("optimizer", {}), label, "optimizer"),
+        compute=recipe.fill(ComputeConfig, layers.get("compute", {}), label, "compute"),
         options=recipe.fill(algorithm.options_type, layers.get("options", {}), label, "options"),
     )
 

@@ -31,7 +31,7 @@ from om2p_train.actors import ACTORS, Actor
 from om2p_train.networks import NetworkConfig
 from om2p_train.policy import TeamPolicy
 from om2p_train.spaces import action_bounds
-from om2p_train.streams import INITIALISATION, SeedStreams
+from om2p_train.streams import EVALUATION, INITIALISATION, SeedStreams
 from om2p_train.team import Team
 
 METADATA = "om2p"  # name of the JSON table in an ONNX model's metadata; `om2p.json` in a .pt2
@@ -47,6 +47,28 @@ class Format(enum.Enum):
 
     ONNX = "onnx"
     TORCH = "torch"
+
+    @property
+    def suffix(self) -> str:
+        """Of its files."""
+        return {Format.ONNX: ".onnx", Format.TORCH: ".pt2"}[self]
+
+    @classmethod
+    def of(cls, path: Path, name: str | None = None) -> Format:
+        """What a file's name ends in, or what is asked for by name.
+
+        Raises:
+            UserError: no such form, or the name of the file says another one.
+        """
+        forms = {form.value: form for form in cls}
+        if name is not None and name not in forms:
+            raise unknown("format", name, forms)
+        said = next((form for form in cls if form.suffix == path.suffix), None)
+        wanted = said if name is None else forms[name]
+        if wanted is None or wanted.suffix != path.suffix:
+            ends = wanted.suffix if wanted is not None else " or ".join(form.suffix for form in cls)
+            raise UserError(f"--out {path} must end in {ends}{'' if name is None else f' for format {name}'}")
+        return wanted
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,7 @@ class Exported:
         path: of the file.
         signature: of the graph.
         difference: largest difference to the policy's actions, which are measured in [-1, 1]; 0 for choices.
-        policy_seconds, exported_seconds: median time of one observation of every agent, on one thread.
+        policy_seconds, exported_seconds: median time of one observation on one thread; the policy takes every agent's.
     """
 
     path: Path
@@ -198,13 +220,13 @@ def export(policy: TeamPolicy, path: Path, form: Format, agent: str | None = Non
     graph, signature = graph_of(policy, agent)
     writer = _WRITERS[form]
     with torch.no_grad(), one_torch_thread():
-        inputs = _random_inputs(policy, signature, _CHECKED)
+        inputs, expected, _ = _case(policy, signature, _CHECKED)
         content = writer.write(graph, inputs, signature)
         run = writer.load(content, signature)
-        difference = _difference(graph, run, inputs, signature)
-        one = _random_inputs(policy, signature, 1)
+        difference = _difference(expected, run([value.numpy() for value in inputs]), signature)
+        one, _, act = _case(policy, signature, 1)
         arrays = [value.numpy() for value in one]
-        policy_seconds, exported_seconds = _median_time(lambda: graph(*one)), _median_time(lambda: run(arrays))
+        policy_seconds, exported_seconds = _median_time(act), _median_time(lambda: run(arrays))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda temporary: temporary.write_bytes(content))
@@ -304,15 +326,33 @@ def _one_agent(actor: Actor, place: int) -> Actor:
     return agent.requires_grad_(False)
 
 
-def _random_inputs(policy: TeamPolicy, signature: Signature, batch: int) -> list[Tensor]:
-    """Observations spread as the training data were, as far as the policy knows that, and noise."""
+def _case(
+    policy: TeamPolicy, signature: Signature, batch: int
+) -> tuple[list[Tensor], list[np.ndarray], Callable[[], object]]:
+    """What a graph is tried on.
+
+    Observations are spread as the training data were, as far as the policy knows that; the noise is what the policy
+    itself draws for them.
+
+    Returns:
+        The graph's inputs; the policy's actions there, of every agent of the signature, [B, A_i] or choices [B]; and
+        what lets the policy act there again.
+    """
+    spec, actor = policy.spec, policy.actor
+    live = TeamPolicy(actor, policy.environment, policy.card, seed=0)
     generator = torch.Generator().manual_seed(0)
-    shapes = [[batch if size == "batch" else int(size) for size in shape] for shape in signature.inputs.values()]
-    obs, *noise = (torch.randn(shape, generator=generator) for shape in shapes)
-    index = policy.spec.agents.index(signature.agents[0])
-    spread = (policy.actor.obs_mean, policy.actor.obs_scale)
-    mean, scale = (value[index, :, : obs.shape[-1]] if signature.single else value for value in spread)
-    return [mean + scale * obs, *noise]
+    obs = actor.obs_mean + actor.obs_scale * torch.randn(spec.num_agents, batch, spec.obs_dim, generator=generator)
+    for row, size in zip(obs, spec.obs_dims, strict=True):
+        row[:, size:] = 0.0
+    by_agent = {agent: row[:, :size].numpy() for agent, row, size in zip(spec.agents, obs, spec.obs_dims, strict=True)}
+    noise = SeedStreams([0], EVALUATION).normal(spec.num_agents, batch, actor.noise_dim)
+    actions = live.act(by_agent)
+    inputs = [obs, noise] if actor.noise_dim else [obs]
+    if signature.single:
+        place = spec.agents.index(signature.agents[0])
+        own, *rest = (value[place] for value in inputs)
+        inputs = [own[:, : signature.obs_dims[0]], *rest]
+    return inputs, [actions[agent] for agent in signature.agents], lambda: live.act(by_agent)
 
 
 def _dynamic(signature: Signature) -> tuple[dict[int, Any], ...]:
@@ -320,37 +360,27 @@ def _dynamic(signature: Signature) -> tuple[dict[int, Any], ...]:
     return tuple({list(shape).index("batch"): batch} for shape in signature.inputs.values())
 
 
-def _difference(graph: nn.Module, run: Run, inputs: list[Tensor], signature: Signature) -> float:
-    """The largest difference of the graph's actions to the policy's.
+def _difference(expected: Sequence[np.ndarray], found: np.ndarray, signature: Signature) -> float:
+    """The largest difference of a graph's actions to the policy's, by agent.
 
     Raises:
         UserError: it is too large.
     """
-    scale = 1.0 if signature.action_low is None else _half_range(signature)
-    expected, found = graph(*inputs).numpy(), run([value.numpy() for value in inputs])
-    if expected.shape != found.shape:
-        raise UserError(f"the exported policy gives actions {found.shape}, not {expected.shape}: nothing was written")
+    rows = [found] if signature.single else list(found)
     if signature.discrete:
-        differing = int((expected != found).sum())
+        differing = sum(int((row != wanted).sum()) for row, wanted in zip(rows, expected, strict=True))
         if differing:
-            raise UserError(
-                f"the exported policy chooses otherwise in {differing} of {expected.size} cases: not written"
-            )
+            raise UserError(f"the exported policy chooses otherwise in {differing} of {found.size} cases: not written")
         return 0.0
-    difference = float((np.abs(expected - found) / scale).max())
+    difference = 0.0
+    for index, (row, wanted) in enumerate(zip(rows, expected, strict=True)):
+        half = np.ones(wanted.shape[1])
+        if signature.action_low is not None and signature.action_high is not None:
+            half = (np.array(signature.action_high[index]) - np.array(signature.action_low[index])) / 2.0
+        difference = max(difference, float((np.abs(row[:, : wanted.shape[1]] - wanted) / half).max()))
     if not difference <= TOLERANCE:
         raise UserError(f"the exported policy's actions differ by {difference:.1e} from the policy's: not written")
     return difference
-
-
-def _half_range(signature: Signature) -> np.ndarray:
-    """Half the width of every action's range, 1 where it is padding: [N, 1, A], or one agent's [1, A]."""
-    assert signature.action_low is not None
-    assert signature.action_high is not None
-    half = np.ones((len(signature.agents), 1, max(signature.act_dims)))
-    for row, low, high in zip(half, signature.action_low, signature.action_high, strict=True):
-        row[0, : len(low)] = (np.array(high) - np.array(low)) / 2.0
-    return half[0] if signature.single else half
 
 
 def _median_time(run: Callable[[], object]) -> float:

@@ -17,6 +17,7 @@ from om2p_data.stacked import StackedMLP
 from om2p_train.streams import SeedStreams
 
 _TABLE_SIZE = 4096
+_MOST_MASS = 0.5  # in one cell of the table
 
 
 class TimeDistribution:
@@ -43,6 +44,8 @@ class TimeDistribution:
             + torch.log(torch.sin(math.pi * middle))  # dt / ds, up to a constant
         )
         mass = torch.exp(log_mass - log_mass.max())
+        if float(mass.max() / mass.sum()) > _MOST_MASS:
+            raise UserError(f"xi = {list(xi)} puts nearly all times at one point: take smaller numbers")
         cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), mass.cumsum(0)])
         self._cumulative = (cumulative / cumulative[-1]).float().to(device)
         self._time = torch.sin(math.pi * s / 2).square().float().to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,13 @@ from om2p_data.checkpoints import optimizer_state, restore_optimizer
 from om2p_data.recipe import Record
 from om2p_data.stacked import polyak
 from om2p_train.algorithms import Algorithm, Stage
-from om2p_train.batches import Transitions
+from om2p_train.algorithms.base import Noise
+from om2p_train.batches import Batch, Transitions
+from om2p_train.capture import Graphs
+from om2p_train.compute import ComputeConfig
 from om2p_train.streams import SeedStreams
+
+_WARM_UPS = 3  # updates taken one by one before a stage is recorded: they allocate what is allocated once
 
 
 class OptimizerConfig(Record):
@@ -39,6 +44,8 @@ class Learner:
         streams: sampling streams, one a seed.
         config: optimiser settings.
         updates: of the whole run.
+        compute: how the arithmetic is done.
+        graphs: records updates, so that many run at one launch; None takes them one by one.
 
     Attributes:
         updates: taken so far.
@@ -51,11 +58,14 @@ class Learner:
         streams: SeedStreams,
         config: OptimizerConfig,
         updates: int,
+        compute: ComputeConfig | None = None,
+        graphs: Graphs | None = None,
     ):
         self._algorithm = algorithm
         self._data = data
         self._streams = streams
         self._config = config
+        self._compute = compute or ComputeConfig()
         self._optimizers = {
             name: _adam(module, rate)
             for name, module, rate in (
@@ -64,34 +74,65 @@ class Learner:
             )
             if module is not None
         }
+        fused = torch.compile if self._compute.compile else _as_it_is
+        self._losses = {"critic": fused(algorithm.critic_loss), "actor": fused(algorithm.actor_loss)}
         self._targets = [value for target, _ in algorithm.targets for value in target.parameters()]
         self._sources = [value for _, source in algorithm.targets for value in source.parameters()]
         self._stages = algorithm.stages(updates)
+        self._graphs = graphs
+        self._recorded: _Recorded | None = None
         self.updates = 0
 
-    def update(self) -> dict[str, Tensor]:
-        """One update of all K learners.
+    def update(self, most: int = 1) -> dict[str, Tensor]:
+        """One update of all K learners, or with recorded graphs a launch of up to `most`; `updates` counts them.
 
         Returns:
-            Losses by name, [K], still on the device: reading them is what costs a synchronisation. A loss that is not
-            trained now is 0.
+            Losses of the last one by name, [K], still on the device: reading them is what costs a synchronisation, and
+            they hold until the next call. A loss that is not trained now is 0.
         """
+        stage, left = self._stage()
+        with self._compute.precision.of_products():
+            count, losses = self._launch(stage, min(most, left)) if self._graphs else (1, self._take(stage))
+        self.updates += count
+        return losses
+
+    def _launch(self, stage: Stage, most: int) -> tuple[int, dict[str, Tensor]]:
+        graphs = self._graphs
+        assert graphs is not None
+        if self._recorded is None or self._recorded.stage is not stage:
+            self._recorded = _Recorded(stage)
+        recorded = self._recorded
+        if recorded.warm_ups > 0:
+            recorded.warm_ups -= 1
+            return 1, graphs.warm_up(lambda: self._take(stage))
+        count = self._compute.updates_per_launch if most >= self._compute.updates_per_launch else 1
+        if count not in recorded.by_count:
+            recorded.by_count[count] = graphs.record(lambda: self._take_many(stage, count), self._streams.generators)
+        launch, losses = recorded.by_count[count]
+        launch()
+        return count, losses
+
+    def _take_many(self, stage: Stage, count: int) -> dict[str, Tensor]:
+        for _ in range(count - 1):
+            self._take(stage)
+        return self._take(stage)
+
+    def _take(self, stage: Stage) -> dict[str, Tensor]:
+        """One update: nothing in it depends on the host."""
         algorithm, size = self._algorithm, self._config.batch_size
-        stage = self._stage()
         batch = self._data.sample(self._streams, size)
         noise = algorithm.draw(self._streams, size)
         losses = {f"{name}_loss": batch.rewards.new_zeros(len(batch.rewards)) for name in self._optimizers}
         if stage.critic:
-            losses["critic_loss"] = self._step("critic", algorithm.critic_loss(batch, noise))
+            losses["critic_loss"] = self._step("critic", batch, noise)
         if stage.actor:
             if algorithm.critic is not None:  # the guidance needs the gradient of Q by the action only
                 algorithm.critic.requires_grad_(False)
-            losses["actor_loss"] = self._step("actor", algorithm.actor_loss(batch, noise))
+            losses["actor_loss"] = self._step("actor", batch, noise)
             if algorithm.critic is not None:
                 algorithm.critic.requires_grad_(True)
         if self._targets:
             polyak(self._targets, self._sources, self._config.rho)
-        self.updates += 1
         return losses
 
     def state(self) -> dict[str, Any]:
@@ -122,19 +163,20 @@ class Learner:
         self._streams.restore(state["streams"])
         self.updates = int(state["updates"])
 
-    def _stage(self) -> Stage:
-        """The stage of the next update; on its first one, the stage is prepared."""
+    def _stage(self) -> tuple[Stage, int]:
+        """The stage of the next update and how many it has left; on its first one, the stage is prepared."""
         begin = 0
         for stage in self._stages:
             if self.updates < begin + stage.updates:
                 if self.updates == begin and stage.prepare is not None:
                     stage.prepare(self._data, self._streams)
-                return stage
+                return stage, begin + stage.updates - self.updates
             begin += stage.updates
         raise ValueError(f"all {begin} updates are taken")
 
-    def _step(self, name: str, loss: Tensor) -> Tensor:
+    def _step(self, name: str, batch: Batch, noise: Noise) -> Tensor:
         optimizer = self._optimizers[name]
+        loss = self._losses[name](batch, noise)
         optimizer.zero_grad()
         loss.sum().backward()  # no learner's loss touches another's weights, so the sum keeps their gradients apart
         if self._config.max_gradient is not None:
@@ -143,8 +185,22 @@ class Learner:
         return loss.detach()
 
 
+class _Recorded:
+    """Launches of one stage's updates: by how many updates each takes, what launches it and the losses it fills."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.warm_ups = _WARM_UPS
+        self.by_count: dict[int, tuple[Callable[[], object], dict[str, Tensor]]] = {}
+
+
+def _as_it_is(function: Callable[[Batch, Noise], Tensor]) -> Callable[[Batch, Noise], Tensor]:
+    return function
+
+
 def _adam(module: nn.Module, learning_rate: float) -> Adam:
-    return Adam(module.parameters(), learning_rate, fused=True)
+    on_device = next(module.parameters()).is_cuda  # counting steps there is what lets an update be recorded
+    return Adam(module.parameters(), learning_rate, fused=True, capturable=on_device)
 
 
 def _clip(optimizer: Adam, learners: int, bound: float) -> None:

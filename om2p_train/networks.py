@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from om2p_data.recipe import Record
@@ -22,7 +22,9 @@ N = TypeVar("N", bound=nn.Module)
 class NetworkConfig(Record):
     """Shape of all networks of a run (the `[network]` table)."""
 
-    hidden: tuple[PositiveInt, ...] = Field(min_length=1, description="widths of the hidden layers")
+    hidden: tuple[Annotated[int, Field(gt=0, le=65_536)], ...] = Field(
+        min_length=1, max_length=64, description="widths of the hidden layers"
+    )
     activation: Activation
     critic_layer_norm: bool = Field(description="layer norm after each of the critics' activations")
 

@@ -27,9 +27,9 @@ class Progress:
         )
         self._began = time.perf_counter()
 
-    def step(self) -> None:
-        """One update more."""
-        self._bar.update()
+    def step(self, updates: int) -> None:
+        """So many updates more."""
+        self._bar.update(updates)
 
     def evaluated(self, update: int, mean_return: float) -> None:
         """The return of the policy after an update."""

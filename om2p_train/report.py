@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ class Run:
     Attributes:
         name: the recipe's name.
         task: row of the task table, None for environments of other people.
-        dataset: data set id; dataset_return: its mean team return.
+        folder: where it lies.
+        recipe: its tables.
+        dataset: data set id; dataset_hash: of its content; dataset_return: its mean team return.
         random_return: mean return of uniform actions, measured when the run started; None where nothing can be played.
         updates: [U], when the policy was evaluated; U = 0 where nothing can be played.
         returns: [U, S], mean over the evaluation episodes of every seed.
@@ -32,8 +34,11 @@ class Run:
     """
 
     name: str
+    folder: Path
+    recipe: dict[str, Any]
     task: Task | None
     dataset: str
+    dataset_hash: str
     dataset_return: float
     random_return: float | None
     updates: np.ndarray
@@ -71,8 +76,11 @@ def _read(folder: Path, facts: dict[str, Any]) -> Run:
     returns = [[np.mean(by_seed[seed]) for seed in facts["seeds"]] for by_seed in by_update.values()]
     return Run(
         name=facts["recipe_name"],
+        folder=folder,
+        recipe=facts["recipe"],
         task=TASKS.get(facts["task"]),
         dataset=facts["dataset"],
+        dataset_hash=facts["dataset_hash"],
         dataset_return=facts["dataset_return_mean"],
         random_return=facts["random_return_mean"],
         updates=np.array(list(by_update)),
@@ -93,7 +101,37 @@ def read_all(folders: Sequence[Path]) -> list[Run]:
     datasets = sorted({run.dataset for run in runs})
     if len(datasets) > 1:
         raise UserError(f"these runs learned from different data sets: {', '.join(datasets)}; report one at a time")
+    other = next((run for run in runs if run.dataset_hash != runs[0].dataset_hash), None)
+    if other is not None:
+        raise UserError(
+            f"{other.dataset} was another data set for the run in {other.folder} than for the one in {runs[0].folder} "
+            "(content hashes differ): report them apart"
+        )
     return runs
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its recipe's, and where that is not enough, what else tells it from its namesakes."""
+    counts = Counter(run.name for run in runs)
+    found = [run.name if counts[run.name] == 1 else _full_name(run, runs) for run in runs]
+    twice = Counter(found)
+    return [label if twice[label] == 1 else f"{label} ({run.folder})" for label, run in zip(found, runs, strict=True)]
+
+
+def _full_name(run: Run, runs: Sequence[Run]) -> str:
+    """The recipe's name with the keys in which its runs differ."""
+    tables = [_flat(other) for other in runs if other.name == run.name]
+    own = _flat(run)
+    differing = sorted(key for key in own if any(table.get(key) != own[key] for table in tables))
+    return ", ".join([run.name, *(f"{key.rpartition('.')[2]}={own[key]}" for key in differing)])
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    tables = {"scale": run.scale}
+    for table, values in run.recipe.items():
+        if isinstance(values, dict):
+            tables |= {f"{table}.{key}": value for key, value in values.items()}
+    return tables
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -103,7 +141,10 @@ def table(runs: Sequence[Run]) -> str:
         ("policy", "return", "normalised", "seeds"),
         ("random actions", *_score(np.array([runs[0].random_return], float), task), ""),
         ("data set mean", *_score(np.array([runs[0].dataset_return]), task), ""),
-        *((run.name, *_score(run.final, task), str(len(run.final))) for run in runs),
+        *(
+            (label, *_score(run.final, task), str(len(run.final)))
+            for label, run in zip(labels(runs), runs, strict=True)
+        ),
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
@@ -130,8 +171,8 @@ def curves(runs: Sequence[Run], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for run in runs:
-        (line,) = axes.plot(run.updates, run.returns.mean(1), marker="o", markersize=3, label=run.name)
+    for label, run in zip(labels(runs), runs, strict=True):
+        (line,) = axes.plot(run.updates, run.returns.mean(1), marker="o", markersize=3, label=label)
         axes.fill_between(run.updates, run.returns.min(1), run.returns.max(1), color=line.get_color(), alpha=0.2, lw=0)
     axes.axhline(runs[0].dataset_return, color="0.35", ls="--", lw=1, label="data set mean")
     if runs[0].random_return is not None:

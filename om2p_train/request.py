@@ -60,6 +60,8 @@ class Request:
         known = self._known(self.out) if self.out is not None else {}
         dataset_id = self.dataset or known.get("dataset")
         if dataset_id is None:
+            if self.resume and self.out is not None:
+                raise UserError(f"{self.out} holds no run to go on with; to start one there, add --dataset")
             raise UserError("--dataset is missing (`om2p-data list` shows the data sets), or --resume --out RUN_FOLDER")
         data = datasets.load(dataset_id, self.root)
         task = data.environment.name

@@ -31,7 +31,8 @@ from om2p_train import algorithms, run_folder
 from om2p_train.algorithms import Algorithm
 from om2p_train.arena import obstacle, random_return
 from om2p_train.batches import Transitions
-from om2p_train.config import TrainRecipe
+from om2p_train.capture import CudaGraphs
+from om2p_train.config import RunConfig, TrainRecipe
 from om2p_train.evaluation import Evaluator
 from om2p_train.interruption import Interrupted, wishes
 from om2p_train.learner import Learner
@@ -134,9 +135,9 @@ def train(
     loggers = loggers or Loggers()
     try:
         # All that can be refused is, before the folder is touched.
-        algorithm, learner = _learner(job)
         begun = resume and run_folder.holds_run(folder)
         facts = _facts(job, begun, loggers)
+        algorithm, learner = _learner(job)
         if facts["finished"]:
             return False
         with _evaluator(job, algorithm) as evaluator, run_folder.claimed(folder), _full_disk(folder):
@@ -178,7 +179,9 @@ def _learner(job: _Job) -> tuple[Algorithm, Learner]:
     data = Transitions(job.dataset, job.device, recipe.data)
     algorithm.policy.standardize(data.obs_mean, data.obs_scale)
     sampling = SeedStreams(job.seeds, SAMPLING, job.device)
-    return algorithm, Learner(algorithm, data, sampling, recipe.optimizer, recipe.run.updates)
+    graphs = CudaGraphs() if job.device.type == "cuda" else None
+    learner = Learner(algorithm, data, sampling, recipe.optimizer, recipe.run.updates, recipe.compute, graphs)
+    return algorithm, learner
 
 
 @contextlib.contextmanager
@@ -221,13 +224,17 @@ def _loop(
 ) -> None:
     run = job.recipe.run
     with Progress(job.label, run.updates, learner.updates, show) as progress, wishes() as asked:
-        while (update := learner.updates + 1) <= run.updates:
-            last = update == run.updates
+        while (before := learner.updates) < run.updates:
             with clock.training():
-                losses = learner.update()
+                losses = learner.update(_until_something(run, before))
+                update = learner.updates
+                last = update == run.updates
                 if last or update % run.log_every == 0:
                     recorder.losses(update, losses, job.recipe)
-            if evaluator is not None and (last or update % run.evaluate_every == 0):
+                evaluates = evaluator is not None and (last or update % run.evaluate_every == 0)
+                if evaluates and job.device.type == "cuda":
+                    torch.cuda.synchronize(job.device)  # or the evaluation would seem to take the updates' time
+            if evaluator is not None and evaluates:
                 with clock.evaluation(), _own_threads():
                     # The same starts at every evaluation: a curve moves because the policy moves.
                     returns = evaluator.returns(world_seed=0)
@@ -238,9 +245,15 @@ def _loop(
                 run_folder.write_checkpoint(
                     job.folder, {"learner": learner.state(), "tables": recorder.sizes(), "clock": asdict(clock)}
                 )
-            progress.step()
+            progress.step(update - before)
             if number is not None and not last:
                 raise Interrupted(number, update)
+
+
+def _until_something(run: RunConfig, done: int) -> int:
+    """Updates until the losses are read, the policy is scored, a checkpoint is due or all are done."""
+    periods = (run.log_every, run.evaluate_every, run.checkpoint_every)
+    return min(run.updates - done, *(period - done % period for period in periods))
 
 
 def _restore(folder: Path, learner: Learner, state: Mapping[str, Any]) -> tuple[dict[str, int], _Clock]:
@@ -352,6 +365,9 @@ def _full_disk(folder: Path) -> Iterator[None]:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"there is no kind of device {name!r}: take cpu or cuda") from None
+    try:
         torch.zeros(1, device=device).item()  # a device that cannot hand back a number is no place to train
     except (RuntimeError, AssertionError, ImportError) as error:
         first = re.split(r"\. |\n", str(error))[0] or type(error).__name__  # PyTorch goes on for pages

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
+from om2p_data.errors import UserError
 from om2p_train.actors import DiffusionActor
 from om2p_train.algorithms.base import Algorithm, Noise, Options, Stage
 from om2p_train.batches import Batch, Transitions
@@ -104,6 +105,11 @@ class MASfBC(Algorithm):
         marks = [
             behavior + (updates - behavior) * index // self.options.rounds for index in range(self.options.rounds + 1)
         ]
+        if behavior == 0 or any(begin == end for begin, end in itertools.pairwise(marks)):
+            raise UserError(
+                f"options.behavior_share = {self.options.behavior_share:g} of run.updates = {updates} leaves none "
+                f"for the behaviour, or for one of options.rounds = {self.options.rounds} rounds of the critic"
+            )
         fits = [
             Stage(end - begin, critic=True, actor=False, prepare=self._observed if index == 0 else self._planned)
             for index, (begin, end) in enumerate(itertools.pairwise(marks))

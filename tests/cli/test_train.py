@@ -49,7 +49,7 @@ from .conftest import RANDOM_ID, TINY_RUN, Run, assert_one_line, contents
         (["--resume", "--out", "runs/bc", "--algo", "om2p"], r"unknown key|algorithm is bc in runs/bc and om2p here"),
         (["--resume", "--overwrite"], r"--overwrite and --resume exclude each other"),
         (["--seeds", "1,1"], r"seeds must be different numbers from 0 up, not \[1, 1\]"),
-        (["--device", "gpu"], r"device 'gpu' cannot be used: .*'cpu' always can"),
+        (["--device", "gpu"], r"there is no kind of device 'gpu': take cpu or cuda"),
         (["--device", "meta"], r"device 'meta' cannot be used: .*'cpu' always can"),
         (["--device", "hpu"], r"device 'hpu' cannot be used: .*'cpu' always can"),
         (["--out", "runs/bc"], r"runs/bc holds a run already: choose another --out, or add --overwrite"),
@@ -140,6 +140,10 @@ def test_report_refuses(run: Run, here: Path) -> None:
         rf"different data sets: om2p/cooperative-navigation/expert-v0, {RANDOM_ID}; report one at a time",
         "runs/bc", bad, "--out", "report",
     )  # fmt: skip
+    rewrite_facts(bad, dataset=RANDOM_ID, dataset_hash="other")
+    fails(
+        rf"{RANDOM_ID} was another data set for the run in .*bad than for the one in runs/bc \(.*apart", "runs/bc", bad
+    )
     rewrite_facts(bad, finished=False)
     fails(r"the run in .*bad has not finished", bad)
     rewrite_facts(bad, finished=True, seeds=None)

@@ -47,7 +47,7 @@ def toy_dataset(
     actions: np.ndarray,
     rewards: np.ndarray,
     *,
-    terminal: bool,
+    terminal: bool | np.ndarray,
     length: int = 1,
     discrete: bool = False,
     act_dims: tuple[int, ...] | None = None,
@@ -56,7 +56,7 @@ def toy_dataset(
 
     Args:
         obs: [E, T + 1, N, O]. actions: [E, T, N, A]. rewards: [E, T, N].
-        terminal: whether episodes end by termination (else by a time limit).
+        terminal: whether episodes end by termination (else by a time limit), or that for every agent, [E, N].
         length: T.
         discrete: whether the actions are one-hot choices.
         act_dims: of each agent, where they differ; the rest of the actions is padding.
@@ -64,13 +64,13 @@ def toy_dataset(
     episodes, _, agents, obs_dim = obs.shape
     over = np.zeros((episodes, length, agents), bool)
     over[:, -1] = True
-    none = np.zeros_like(over)
+    by_agent = np.broadcast_to(terminal, (episodes, agents))[:, None]
     flat = Episodes(
         obs=obs.reshape(-1, agents, obs_dim).astype(np.float32),
         actions=actions.reshape(episodes * length, agents, -1).astype(np.float32),
         rewards=rewards.reshape(-1, agents).astype(np.float32),
-        terminated=(over if terminal else none).reshape(-1, agents),
-        truncated=(none if terminal else over).reshape(-1, agents),
+        terminated=(over & by_agent).reshape(-1, agents),
+        truncated=(over & ~by_agent).reshape(-1, agents),
         state=None,
         lengths=np.full(episodes, length, np.int64),
         policy=np.zeros(episodes, np.int32),
@@ -87,17 +87,20 @@ def toy_dataset(
 
 @pytest.fixture
 def random_dataset() -> Dataset:
-    """2 agents, obs 5, act 2, 40 episodes of 6 steps, uniform numbers."""
+    """2 agents, obs 5, act 2, 40 episodes of 6 steps, uniform numbers; half of the last steps terminate."""
     return _uniform_dataset(lambda rng: rng.uniform(-1, 1, (40, 6, 2, 2)), discrete=False)
 
 
 @pytest.fixture
 def discrete_dataset() -> Dataset:
-    """2 agents, obs 5, 3 choices each, 40 episodes of 6 steps, uniform numbers."""
+    """2 agents, obs 5, 3 choices each, 40 episodes of 6 steps, uniform numbers; half of the last steps terminate."""
     return _uniform_dataset(lambda rng: np.eye(3)[rng.integers(3, size=(40, 6, 2))], discrete=True)
 
 
 def _uniform_dataset(draw_actions: Callable[[np.random.Generator], np.ndarray], discrete: bool) -> Dataset:
     rng = np.random.default_rng(0)
     obs, actions, rewards = rng.uniform(-1, 1, (40, 7, 2, 5)), draw_actions(rng), rng.uniform(-1, 1, (40, 6, 2))
-    return toy_dataset(obs, actions, rewards, terminal=False, length=6, discrete=discrete)
+    terminal = (
+        rng.random((40, 2)) < 0.5
+    )  # teammates differ, so that a loss which takes one's mask for another's is seen
+    return toy_dataset(obs, actions, rewards, terminal=terminal, length=6, discrete=discrete)

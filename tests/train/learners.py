@@ -30,10 +30,10 @@ def load(name: str, *settings: str, updates: int = 100) -> config.TrainRecipe:
     return config.load(name, "toy", None, settings=[*small, f"run.updates={updates}", *settings])
 
 
-def make_algorithm(name: str, dataset: Dataset, seeds: list[int], *settings: str) -> Algorithm:
+def make_algorithm(name: str, dataset: Dataset, seeds: list[int], *settings: str, device: str = "cpu") -> Algorithm:
     recipe = load(name, *settings)
     team = Team.of(dataset.environment.spec)
-    streams = SeedStreams(seeds, INITIALISATION)
+    streams = SeedStreams(seeds, INITIALISATION, device)
     return algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, streams)
 
 

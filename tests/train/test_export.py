@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +129,38 @@ def test_a_graph_that_acts_otherwise_is_not_written(discrete, message, tmp_path,
 def test_an_agent_of_another_team_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"unknown agent 'agent_7': did you mean"):
         export(team_of("flow", False), tmp_path / "team.pt2", Format.TORCH, "agent_7")
+
+
+@pytest.mark.parametrize(("name", "form"), [("a.onnx", Format.ONNX), ("a.pt2", Format.TORCH)])
+def test_the_name_of_the_file_says_its_form(name, form):
+    assert Format.of(Path(name)) is Format.of(Path(name), form.value) is form
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "message"),
+    [
+        ("a.pt2", "onnx", r"--out a\.pt2 must end in \.onnx for format onnx"),
+        ("a.onnx", "torch", r"--out a\.onnx must end in \.pt2 for format torch"),
+        ("a.bin", None, r"--out a\.bin must end in \.onnx or \.pt2$"),
+    ],
+)
+def test_a_name_that_says_another_form_is_refused(name, form, message):
+    with pytest.raises(UserError, match=message):
+        Format.of(Path(name), form)
+
+
+@pytest.mark.parametrize("agent", [None, "agent_1"])
+def test_the_check_compares_with_the_policy_and_not_with_the_graph(agent, tmp_path, monkeypatch):
+    """Weights that went to the wrong agent are no rounding."""
+    team = team_of("flow", discrete=False)
+    real = exporting._TeamGraph.__init__
+
+    def swapped(self, actor, bounds):
+        real(self, actor, bounds)
+        self.actor = copy.deepcopy(actor)
+        for parameter in self.actor.parameters():
+            parameter.data = parameter.data + 0.05
+
+    monkeypatch.setattr(exporting._TeamGraph, "__init__", swapped)
+    with pytest.raises(UserError, match=r"actions differ by .* from the policy's: not written"):
+        export(team, tmp_path / "team.pt2", Format.TORCH, agent)

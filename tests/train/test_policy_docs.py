@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from om2p_data.envs import parallel_env
 from om2p_train import load_policy
@@ -15,7 +17,7 @@ from om2p_train.arena import named
 from om2p_train.export import Format, export
 from om2p_train.networks import NetworkConfig
 from om2p_train.policy import save_policy
-from om2p_train.streams import INITIALISATION, SeedStreams
+from om2p_train.streams import EVALUATION, INITIALISATION, SeedStreams
 from om2p_train.team import Team
 
 DOCS = Path(__file__).parents[2] / "docs" / "policies.md"
@@ -64,3 +66,35 @@ def test_the_loops_of_exported_files(files, form, number, name):
     names: dict = {}
     exec(blocks()[number], names)
     assert played(names["act"]) == 25
+
+
+def team_return(act, seed: int) -> float:
+    env = parallel_env("cn")
+    obs, _ = env.reset(seed=seed)
+    total = 0.0
+    while env.agents:
+        obs, rewards, *_ = env.step(act(obs))
+        total += sum(rewards.values()) / len(rewards)
+    return total
+
+
+@pytest.mark.parametrize(("form", "number", "name"), [(Format.ONNX, 1, "team.onnx"), (Format.TORCH, 2, "team.pt2")])
+def test_a_team_scores_the_same_from_the_exported_file_alone(files, form, number, name, monkeypatch):
+    """The documented loops get the noise that the policy draws, and their actions earn what the policy's earn."""
+    if form is Format.ONNX:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    policy = load_policy("policy.safetensors", seed=5)
+    export(policy, Path(name), form)
+    names: dict = {}
+    exec(blocks()[number], names)
+    wanted = [team_return(policy.act, seed) for seed in range(4)]
+    streams = SeedStreams([5], EVALUATION)
+    drawn = iter([streams.normal(3, 1, 2) for _ in range(4 * 25)])
+    if form is Format.TORCH:
+        monkeypatch.setattr(torch, "randn", lambda *shape: next(drawn).view(shape))
+    else:
+        names["rng"] = types.SimpleNamespace(standard_normal=lambda shape: next(drawn).view(shape).numpy())
+    found = [team_return(names["act"], seed) for seed in range(4)]
+    assert np.std(wanted) > 1.0
+    np.testing.assert_allclose(found, wanted, atol=0.01)

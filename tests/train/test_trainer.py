@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +150,19 @@ def test_report_says_what_the_folders_say(run, data, tmp_path):
     assert f"{normalized:.1f} ±" in line
     report.curves(runs, tmp_path / "figures" / "curves.png")
     assert (tmp_path / "figures" / "curves.png").stat().st_size > 10_000
+
+
+def test_runs_of_one_recipe_are_told_apart(run):
+    one = report.read(run)
+    recipe = one.recipe | {"options": one.recipe["options"] | {"eta": 0.3}}
+    other = dataclasses.replace(one, recipe=recipe, folder=Path("other"))
+    eta = one.recipe["options"]["eta"]
+    assert report.labels([one]) == ["om2p"]
+    assert report.labels([one, other]) == [f"om2p, eta={eta}", "om2p, eta=0.3"]
+    again = dataclasses.replace(other, folder=Path("again"))
+    assert report.labels([other, again]) == ["om2p (other)", "om2p (again)"]
+    named = dataclasses.replace(other, name="om2p-paper")
+    assert report.labels([one, named]) == ["om2p", "om2p-paper"]
 
 
 def test_an_unfinished_run_is_not_reported(run, tmp_path):

@@ -1,0 +1,38 @@
+"""How a run's arithmetic is done (the `[compute]` table): what changes its speed, and its numbers by rounding only."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field, PositiveInt
+
+from om2p_data.recipe import Record
+
+
+class Precision(enum.Enum):
+    """Of the factors in matrix products; sums are float32 always."""
+
+    FULL = "full"  # float32
+    TF32 = "tf32"  # 10 bits of mantissa, where the device has it
+    BF16 = "bf16"  # 7 bits, where the device has it
+
+    @contextlib.contextmanager
+    def of_products(self) -> Iterator[None]:
+        """Within the block, float32 matrix products are computed so."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision({"full": "highest", "tf32": "high", "bf16": "medium"}[self.value])
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+class ComputeConfig(Record):
+    """The `[compute]` table."""
+
+    precision: Precision = Precision.FULL
+    compile: bool = Field(default=False, description="let torch.compile fuse the losses' arithmetic")
+    updates_per_launch: PositiveInt = Field(default=10, description="recorded into one graph; CUDA only")
