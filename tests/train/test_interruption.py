@@ -66,10 +66,10 @@ def at_update(number: int, act: Callable[[], object]) -> Iterator[None]:
     """Within the block, have `act` called at the beginning of the update that is the `number`-th of its start."""
     real, count = Learner.update, itertools.count(1)
 
-    def update(self: Learner):
+    def update(self: Learner, most: int = 1):
         if next(count) == number:
             act()
-        return real(self)
+        return real(self, most)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "update", update)

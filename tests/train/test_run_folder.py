@@ -46,10 +46,10 @@ def broken_off(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def break_off(data: Dataset, folder: Path, **options) -> Path:
     real = Learner.update
 
-    def update(self: Learner):
+    def update(self: Learner, most: int = 1):
         if self.updates == 7:
             raise Killed
-        return real(self)
+        return real(self, most)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "update", update)
