@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import QUIET_POOLS, RESULTS, ensure_environment, print_table, write_results
+from common import RESULTS
 
 from om2p_data import dataset
+from om2p_data.measuring import QUIET_POOLS, ensure_environment, print_table, write_results
 from om2p_data.storage import parse_id
 from om2p_train import report
 from om2p_train.run_folder import RUN_FILE

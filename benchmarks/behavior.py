@@ -7,12 +7,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from common import QUIET_POOLS, RESULTS, ensure_environment, print_table, write_results
+from common import RESULTS
 
 from om2p_data import tiers
 from om2p_data.behavior import training
 from om2p_data.behavior.config import LEVELS
 from om2p_data.envs import find
+from om2p_data.measuring import QUIET_POOLS, ensure_environment, print_table, write_results
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import minari
 import numpy as np
-from common import RESULTS, print_table, write_results
+from common import RESULTS
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
@@ -29,6 +29,7 @@ from om2p_data.dataset import BehaviorPolicy
 from om2p_data.envs.adapters import action_space, observation_box
 from om2p_data.envs.registry import Task, find
 from om2p_data.episodes import Episodes
+from om2p_data.measuring import print_table, write_results
 from om2p_data.spec import EnvironmentCard
 
 PACKAGES = ("minari", "h5py", "numpy", "gymnasium")

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, print_table, write_results
+from common import RESULTS
 from minari import cli as minari_cli
 from typer.testing import CliRunner
 
 from om2p_data import dataset, repair
+from om2p_data.measuring import print_table, write_results
 from om2p_data.validation import Severity, validate
 
 TASK, TIER = "cooperative-navigation", "medium"

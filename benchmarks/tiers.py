@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import QUIET_POOLS, RESULTS, ensure_environment, print_table, write_results
+from common import RESULTS
 
 from om2p_data import dataset
 from om2p_data.behavior.policy import UniformPolicy
 from om2p_data.envs import TASKS, find, make
 from om2p_data.envs.registry import Task
+from om2p_data.measuring import QUIET_POOLS, ensure_environment, print_table, write_results
 from om2p_data.rollout import team_returns
 from om2p_data.tiers import Tier
 

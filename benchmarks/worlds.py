@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import QUIET_POOLS, RESULTS, ensure_environment, measure_rates, print_table, write_results
+from common import RESULTS
 from tqdm import tqdm
 
 from om2p_data.behavior.policy import TeamActor
 from om2p_data.envs import TASKS, Family, Task, find, make, parallel_env
+from om2p_data.measuring import QUIET_POOLS, ensure_environment, measure_rates, print_table, write_results
 
 PACKAGES = ("om2p", "numpy", "numba", "torch", "mujoco", "gymnasium", "gymnasium-robotics", "pettingzoo", "mpe2")
 COPIES = {Family.PARTICLE: (64, 1024, 4096), Family.LOCOMOTION: (64, 256, 1024)}

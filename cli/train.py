@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from . import policies
+from .bench import bench
 from .common import Quiet, Settings, guarded, parse_seeds
 
 app = typer.Typer(
@@ -142,7 +143,7 @@ def recipes() -> None:
         print(name)
 
 
-for _command in (policies.evaluate, policies.render, policies.export):
+for _command in (policies.evaluate, policies.render, policies.export, bench):
     app.command()(_command)
 
 

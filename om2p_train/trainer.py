@@ -169,7 +169,7 @@ def _job(dataset: Dataset, recipe: TrainRecipe, seeds: Sequence[int], folder: Pa
         raise UserError(
             f"optimizer.batch_size is {batch_size} and {dataset.id} has {transitions} transitions: set it lower"
         )
-    return _Job(dataset, recipe, list(seeds), folder, _device(device))
+    return _Job(dataset, recipe, list(seeds), folder, usable_device(device))
 
 
 def _learner(job: _Job) -> tuple[Algorithm, Learner]:
@@ -362,7 +362,12 @@ def _full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """A device by name, which has been tried.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
