@@ -33,7 +33,8 @@ def main() -> None:
     order = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
     table = averages.table(sort_by=order, row_limit=_ROWS, max_name_column_width=60)
     flops = sum(event.flops or 0 for event in averages) / _UPDATES
-    text = f"{recipe} on {task}, {scale} scale, {_UPDATES} updates\n{flops / 1e9:.2f} GFLOP an update in products\n{table}\n"
+    head = f"{recipe} on {task}, {scale} scale, {_UPDATES} updates\n{flops / 1e9:.2f} GFLOP an update in products"
+    text = f"{head}\n{table}\n"
     write_whole(Path(out), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
