@@ -19,11 +19,12 @@ DEVICE=${DEVICE:-cuda} SCALE=${SCALE:-paper} LIMIT=${LIMIT:-540} PYTHON=${PYTHON
 OUT=${OUT:-benchmarks/results/gpu} WORK=${WORK:-gpu-work}
 deadline=$((SECONDS + LIMIT))
 mkdir -p "$OUT" "$WORK/path"
+OUT=$(realpath "$OUT") WORK=$(realpath "$WORK")
 for pair in om2p_data:om2p_data om2p_train:om2p_train om2p_cli:cli om2p_recipes:recipes; do
   ln -sfn "$PWD/${pair#*:}" "$WORK/path/${pair%%:*}" # the packages under the names they are installed by
 done
-export PYTHONPATH="$PWD/$WORK/path${PYTHONPATH:+:$PYTHONPATH}"
-export MINARI_DATASETS_PATH="$PWD/$WORK/datasets" OM2P_HOME="$PWD/$WORK/behaviour"
+export PYTHONPATH="$WORK/path${PYTHONPATH:+:$PYTHONPATH}"
+export MINARI_DATASETS_PATH="$WORK/datasets" OM2P_HOME="$WORK/behaviour"
 export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 PYTHONUNBUFFERED=1
 
 if [ "$SCALE" = paper ]; then
