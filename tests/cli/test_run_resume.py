@@ -81,5 +81,5 @@ def test_a_finished_run_says_so_and_prints_its_table(run: Run, here: Path) -> No
 
 def test_a_run_needs_a_data_set(run: Run, here: Path) -> None:
     assert_one_line(run("om2p-train", "run"), r"--dataset is missing .*or --resume --out RUN_FOLDER")
-    assert_one_line(run("om2p-train", "run", "--resume", "--out", "none"), r"--dataset is missing")
+    assert_one_line(run("om2p-train", "run", "--resume", "--out", "none"), r"none holds no run to go on with")
     assert_one_line(run("om2p-train", "run", "--resume", "--out", "runs"), r"runs is not empty and not only a run")

@@ -20,7 +20,12 @@ DISCRETE = [name for name in RECIPES if name.startswith(("bc", "ma-cql", "ma-sfb
 
 _SMALL = ["network.hidden=[16,16]", "optimizer.batch_size=8"]
 _SMALL_OF = {
-    "ma-sfbc": ["options.score_hidden=[16,16]", "options.candidates=3", "options.solver_evaluations=3"],
+    "ma-sfbc": [
+        "options.behavior_share=0.5",
+        "options.score_hidden=[16,16]",
+        "options.candidates=3",
+        "options.solver_evaluations=3",
+    ],
 }
 
 

@@ -185,9 +185,17 @@ def test_what_needs_gradients_by_actions_refuses_choices(name, discrete_dataset)
 
 def test_stages_add_up_to_the_run(random_dataset):
     for name in ALGORITHMS:
-        for updates in (1, 7, 1000):
+        for updates in (7, 8, 1000):
             stages = make_algorithm(name, random_dataset, [0]).stages(updates)
             assert sum(stage.updates for stage in stages) == updates
+            assert all(stage.updates > 0 for stage in stages)
+
+
+@pytest.mark.parametrize(("updates", "share"), [(2, 0.5), (6, 0.999), (100, 0.001)])
+def test_a_stage_without_updates_is_refused(updates, share, random_dataset):
+    algorithm = make_algorithm("ma-sfbc", random_dataset, [0], f"options.behavior_share={share}")
+    with pytest.raises(UserError, match=rf"behavior_share = {share} of run\.updates = {updates} leaves none"):
+        algorithm.stages(updates)
 
 
 def test_a_learner_stops_when_its_run_is_over(random_dataset):
