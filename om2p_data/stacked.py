@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import enum
 import itertools
 import math
@@ -79,6 +80,22 @@ class StackedLayerNorm(nn.Module):
         return torch.addcmul(self.bias[::every], F.layer_norm(x, x.shape[-1:]), self.weight[::every])
 
 
+class Kernels(abc.ABC):
+    """Another way to compute a `StackedMLP`, equal up to rounding: see `om2p_data.fused`."""
+
+    @abc.abstractmethod
+    def take(self, x: Tensor) -> bool:
+        """Whether x is such as they compute with."""
+
+    @abc.abstractmethod
+    def value(self, net: StackedMLP, x: Tensor, every: int, share: int) -> Tensor:
+        """As `StackedMLP.forward`; with `every`, the weights get no gradient."""
+
+    @abc.abstractmethod
+    def value_and_tangent(self, net: StackedMLP, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """As `StackedMLP.forward_with_tangent`."""
+
+
 class StackedMLP(nn.Module):
     """K multi-layer perceptrons side by side; the gradient of one never touches another.
 
@@ -89,7 +106,13 @@ class StackedMLP(nn.Module):
         activation: after every hidden layer.
         layer_norm: normalise after the activation, as OM2P's critics do.
         generator: source of the initial weights.
+
+    Attributes:
+        kernels: do the work instead of operation after operation, where they can; what is to be traced, compiled or
+            exported must have none.
     """
+
+    kernels: Kernels | None = None
 
     def __init__(
         self,
@@ -111,8 +134,19 @@ class StackedMLP(nn.Module):
         self.norms = nn.ModuleList(StackedLayerNorm(stack, width) for width in hidden) if layer_norm else None
         self.output_layer = StackedLinear(stack, sizes[-1], outputs, generator)
 
-    def forward(self, x: Tensor, every: int = 1) -> Tensor:
-        """x [K, B, I] -> [K, B, O]; with `every`, only each so many-th of the networks, from the first on."""
+    def forward(self, x: Tensor, every: int = 1, share: int = 1) -> Tensor:
+        """x [K / share, B, I] -> [K, B, O].
+
+        Args:
+            x: the input; each is read by `share` neighbouring networks.
+            every: only each so many-th of the networks is computed, from the first on, so that K is so much smaller.
+            share: see x.
+        """
+        learns_in_part = every > 1 and self.output_layer.weight.requires_grad
+        if self.kernels is not None and self.kernels.take(x) and not learns_in_part:
+            return self.kernels.value(self, x, every, share)
+        if share > 1:
+            x = x.repeat_interleave(share, 0)
         for index, layer in enumerate(self.hidden_layers):
             x = self.activation(layer(x, every))
             if self.norms is not None:
@@ -133,6 +167,8 @@ class StackedMLP(nn.Module):
         """
         if self.norms is not None:
             raise ValueError("forward_with_tangent is for networks without layer norm")
+        if self.kernels is not None and self.kernels.take(x):
+            return self.kernels.value_and_tangent(self, x, dx)
         for layer in self.hidden_layers:
             z = layer(x)
             with torch.no_grad():

@@ -35,4 +35,11 @@ class ComputeConfig(Record):
 
     precision: Precision = Precision.FULL
     compile: bool = Field(default=False, description="let torch.compile fuse the losses' arithmetic")
+    fused: bool = Field(
+        default=True, description="networks in one pass through the cache; a CPU in full precision only"
+    )
     updates_per_launch: PositiveInt = Field(default=10, description="recorded into one graph; CUDA only")
+
+    def fuses_on(self, device: torch.device) -> bool:
+        """Whether networks run through the CPU's kernels there: neither bf16 nor a compiler can look into them."""
+        return self.fused and device.type == "cpu" and self.precision is Precision.FULL and not self.compile

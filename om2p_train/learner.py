@@ -74,8 +74,12 @@ class Learner:
             )
             if module is not None
         }
-        fused = torch.compile if self._compute.compile else _as_it_is
-        self._losses = {"critic": fused(algorithm.critic_loss), "actor": fused(algorithm.actor_loss)}
+        if self._compute.fuses_on(streams.device):
+            from om2p_data.fused import fuse  # with a compiler and BLAS, which an accelerator has no use for
+
+            fuse(algorithm)
+        compiled = torch.compile if self._compute.compile else _as_it_is
+        self._losses = {"critic": compiled(algorithm.critic_loss), "actor": compiled(algorithm.actor_loss)}
         self._targets = [value for target, _ in algorithm.targets for value in target.parameters()]
         self._sources = [value for _, source in algorithm.targets for value in source.parameters()]
         self._stages = algorithm.stages(updates)

@@ -64,10 +64,7 @@ class TwinCritic(nn.Module):
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """obs [K, B, O], actions [K, B, A] -> [K, 2, B]."""
-        x = torch.cat([obs, actions], -1)
-        stack, batch, _ = x.shape
-        twice = x.repeat_interleave(2, 0)  # [2 K, B, O + A]
-        return self.net(twice).view(stack, 2, batch)
+        return self.net(torch.cat([obs, actions], -1), share=2).view(len(obs), 2, -1)
 
     def first(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Q_1 alone, at half the price: obs [K, B, O], actions [K, B, A] -> [K, B]."""

@@ -1,0 +1,228 @@
+"""`StackedMLP` on a CPU through the kernels of `cpu_kernels`, as one operation of autograd.
+
+It computes what the plain operations compute, up to rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numba
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from om2p_data import cpu_kernels
+from om2p_data.stacked import Activation, Kernels, StackedMLP
+
+_ACTIVATIONS = {Activation.RELU: cpu_kernels.RELU, Activation.GELU: cpu_kernels.GELU}
+_LARGEST_BLOCK = 256  # rows: the values of more leave the cache, and products gain nothing
+_SMALLEST_BLOCK = 64  # rows: products of fewer run at half their speed
+_MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+_NONE = np.empty((0, 0, 0), np.float32)
+
+
+def fuse(module: nn.Module) -> None:
+    """Run all perceptrons within `module` through the kernels that can be: RELU and GELU."""
+    for part in module.modules():
+        if isinstance(part, StackedMLP):
+            part.kernels = CpuKernels() if part.activation in _ACTIVATIONS else None
+
+
+class CpuKernels(Kernels):
+    """Float32 on a CPU."""
+
+    def take(self, x: Tensor) -> bool:
+        return x.dtype == torch.float32 and x.device.type == "cpu"
+
+    def value(self, net: StackedMLP, x: Tensor, every: int, share: int) -> Tensor:
+        return _FusedMLP.apply(net, share, every, x, None, *_parameters(net))[0]  # pyright: ignore[reportOptionalSubscript]
+
+    def value_and_tangent(self, net: StackedMLP, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        return _FusedMLP.apply(net, 1, 1, x, dx, *_parameters(net))  # pyright: ignore[reportReturnType]
+
+
+class _FusedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, net: StackedMLP, share: int, every: int, x: Tensor, dx: Tensor | None, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x = x.detach().contiguous()
+        layers, plan = _layers(net, parameters, x.shape[0] * share, x.shape[1])
+        layers["inputs"][0] = x.shape[2]
+        keep = any(ctx.needs_input_grad)
+        buffer = _Buffer(plan.kept_size) if keep else None
+        if buffer is not None:
+            _move(layers, plan.kept, buffer)
+        y = x.new_empty(plan.networks, plan.batch, plan.widths[-1])
+        dy = _NONE if dx is None else np.empty(y.shape, np.float32)
+        _run(
+            cpu_kernels.forward,
+            layers,
+            x.numpy(),
+            y.numpy(),
+            share,
+            every,
+            plan.block_rows,
+            _ACTIVATIONS[net.activation],
+            plan.norm,
+            keep,
+            _NONE if dx is None else dx.detach().contiguous().numpy(),
+            dy,
+        )
+        if keep:
+            ctx.save_for_backward(x, *parameters)
+            ctx.made_of = plan, layers, share, every
+            ctx.buffer = buffer
+        tangent = torch.from_numpy(dy)
+        ctx.mark_non_differentiable(tangent)
+        return y, tangent
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, y_grad: Tensor, _: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *parameters = ctx.saved_tensors  # raises if one was changed since
+        plan, layers, share, every = ctx.made_of
+        layers = layers.copy()  # the way back may be taken twice
+        buffer = _Buffer(plan.scratch_size)
+        _move(layers, plan.scratch, buffer)
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        weights = any(ctx.needs_input_grad[5:])
+        if weights:
+            gradients[:] = made = [torch.empty_like(parameter) for parameter in parameters]
+            for field, addresses in _by_field(made, plan.norm).items():
+                layers[f"{field}_grad"][: len(addresses)] = addresses
+        x_grad = x.new_empty(plan.networks, *x.shape[1:]) if ctx.needs_input_grad[3] else None
+        _run(
+            cpu_kernels.backward,
+            layers,
+            x.numpy(),
+            y_grad.contiguous().numpy(),
+            share,
+            every,
+            plan.block_rows,
+            plan.norm,
+            weights,
+            _NONE if x_grad is None else x_grad.numpy(),
+        )
+        if x_grad is not None and share > 1:
+            x_grad = x_grad.unflatten(0, (-1, share)).sum(1)
+        return None, None, None, x_grad, None, *gradients
+
+
+class _Plan(NamedTuple):
+    """What follows from sizes alone."""
+
+    layers: np.ndarray  # with addresses relative to the buffers that they will lie in
+    widths: tuple[int, ...]  # O of every layer
+    networks: int
+    batch: int
+    norm: bool
+    block_rows: int
+    kept: tuple[str, ...]  # fields that lie in the buffer of the way forward
+    kept_size: int
+    scratch: tuple[str, ...]  # fields that lie in the buffer of the way back
+    scratch_size: int
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(widths: tuple[int, ...], networks: int, batch: int, norm: bool, threads: int) -> _Plan:
+    layers = np.zeros(len(widths), cpu_kernels.LAYER)
+    layers["outputs"] = widths
+    layers["inputs"][1:] = widths[:-1]
+    block_rows = min(batch, _LARGEST_BLOCK)
+    if networks < 2 * threads:  # few networks are cut into blocks, so that no thread waits long for the last one
+        block_rows = min(block_rows, max(_SMALLEST_BLOCK, -(-batch * networks // (2 * threads))))
+    blocks = -(-batch // block_rows)
+    hidden = np.array(widths[:-1])
+    values = networks * batch * hidden
+    sizes = {
+        "output": values,
+        "slope": values,
+        "normed": values,
+        "norm_scale": np.full_like(values, networks * batch),
+        "delta": values,
+        "norm_sums": 2 * networks * blocks * hidden,
+    }
+
+    def lay_out(fields: Iterable[str]) -> int:
+        end = 0
+        for field in fields:
+            ends = end + np.cumsum(sizes[field])
+            layers[field][:-1] = cpu_kernels.ITEM * (ends - sizes[field])
+            end = int(ends[-1])
+        return end
+
+    kept = ("output", "slope", "normed", "norm_scale") if norm else ("output", "slope")
+    scratch = ("delta", "norm_sums") if norm else ("delta",)
+    return _Plan(layers, widths, networks, batch, norm, block_rows, kept, lay_out(kept), scratch, lay_out(scratch))
+
+
+def _layers(net: StackedMLP, parameters: Sequence[Tensor], networks: int, batch: int) -> tuple[np.ndarray, _Plan]:
+    """The kernels' table, with the addresses of the parameters."""
+    norm = net.norms is not None
+    widths = tuple(weight.shape[2] for weight in parameters[:: 4 if norm else 2])
+    plan = _plan(widths, networks, batch, norm, torch.get_num_threads())
+    layers = plan.layers.copy()
+    for field, addresses in _by_field(parameters, norm).items():
+        layers[field][: len(addresses)] = addresses
+    return layers, plan
+
+
+def _parameters(net: StackedMLP) -> list[Tensor]:
+    """Weight and bias of every layer, each hidden one's followed by its norm's."""
+    values: list[Any] = []
+    for index, layer in enumerate(net.hidden_layers):
+        values += (layer.weight, layer.bias)
+        if net.norms is not None:
+            norm = net.norms[index]
+            values += (norm.weight, norm.bias)
+    return [*values, net.output_layer.weight, net.output_layer.bias]
+
+
+def _by_field(parameters: Sequence[Tensor], norm: bool) -> dict[str, list[int]]:
+    """Addresses of `_parameters`, or of tensors like them, by field of the table."""
+    fields = ("weight", "bias", "norm_weight", "norm_bias") if norm else ("weight", "bias")
+    step = len(fields)
+    return {field: [value.data_ptr() for value in parameters[at::step]] for at, field in enumerate(fields)}
+
+
+def _move(layers: np.ndarray, fields: Iterable[str], buffer: _Buffer) -> None:
+    """Make the fields' addresses, relative to the buffer until now, absolute."""
+    for field in fields:
+        layers[field] += buffer.memory.data_ptr()
+
+
+class _Buffer:
+    """Float32 memory from a pool: memory from the system would be cleared page by page at every update."""
+
+    _pool: ClassVar[dict[int, list[Tensor]]] = {}
+
+    def __init__(self, size: int):
+        free = self._pool.setdefault(size, [])
+        self.memory = free.pop() if free else torch.empty(size)
+
+    def __del__(self):
+        self._pool[len(self.memory)].append(self.memory)
+
+
+def _run(kernel: Callable[..., None], *arguments: Any) -> None:
+    """Run a kernel on as many threads as PyTorch has."""
+    _one_thread_a_product()
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, _MOST_THREADS))
+    kernel(*arguments)
+    if torch.get_num_threads() != threads:  # numba's first launch sets the number for all who use OpenMP
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def _one_thread_a_product() -> None:
+    """The kernels' threads share the work out between them; a BLAS that does so as well would stand in their way."""
+    importlib.import_module("scipy.linalg.cython_blas")  # whose BLAS numba takes: it must be loaded to be limited
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
