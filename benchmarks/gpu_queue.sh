@@ -28,9 +28,9 @@ export MINARI_DATASETS_PATH="$WORK/datasets" OM2P_HOME="$WORK/behaviour"
 export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 PYTHONUNBUFFERED=1
 
 if [ "$SCALE" = paper ]; then
-  precisions=full,tf32,bf16 seconds=2 repeats=5 transitions=1000000
+  precisions=full,tf32,bf16 seconds=2 repeats=5 transitions=1000000 endured=100000
 else
-  precisions=full seconds=0.2 repeats=2 transitions=5000
+  precisions=full seconds=0.2 repeats=2 transitions=5000 endured=500
 fi
 
 om2p() { # om2p data|train ARGUMENTS...
@@ -43,6 +43,10 @@ bench() { # bench TASK [ARGUMENTS...]
 }
 profile() { # where the time of an update goes
   "$PYTHON" -m om2p_train.bench.profile "$1" cn "$DEVICE" "$SCALE" "$OUT/.$job.txt" && mv "$OUT/.$job.txt" "$OUT/$job.txt"
+}
+endurance() { # memory over a long run
+  "$PYTHON" -m om2p_train.bench.endurance "$1" cn "$DEVICE" "$SCALE" "$endured" "$OUT/.$job.json"
+  mv "$OUT/.$job.json" "$OUT/$job.json"
 }
 cell() { # cell TASK TIER RECIPE [ARGUMENTS...]: generate the data if need be, train, keep what a report needs
   local id="om2p/$1/$2-v0" runs="$WORK/runs/$1/$2/$3"
@@ -58,6 +62,7 @@ jobs=(
   "bench-hc:bench hc --precision $precisions --seeds 1,5 --no-latency"
   "profile-om2p:profile om2p"
   "profile-omar:profile omar"
+  "endurance-om2p:endurance om2p"
   "compiled-cn:bench cn --recipes om2p,omar,ma-fql --precision full,tf32 --seeds 1,5 --no-peers --no-latency --set compute.compile=true"
 )
 for launch in 1 5 20 50; do
@@ -87,8 +92,8 @@ for entry in "${jobs[@]}"; do
   echo "== $job ($left s left)"
   [ "$job" = tests ] && command=run_tests
   # TERM lets a run write its checkpoint.
-  export -f om2p bench profile cell run_tests
-  export job DEVICE SCALE OUT WORK PYTHON seconds repeats transitions
+  export -f om2p bench profile endurance cell run_tests
+  export job DEVICE SCALE OUT WORK PYTHON seconds repeats transitions endured
   code=0
   timeout --signal=TERM --kill-after=30 "$((left - 15))" bash -euo pipefail -c "$command" || code=$?
   case $code in

@@ -20,8 +20,10 @@ from tqdm import tqdm
 from om2p_data.dataset import Dataset
 from om2p_data.measuring import Rate, measure_rates
 from om2p_train.actors import Actor, FlowActor
+from om2p_train.bench import limits
 from om2p_train.bench.cases import Case, learner_of, made_up, peer_data, setting_of
 from om2p_train.bench.plain import PlainTeam
+from om2p_train.compute import Precision
 from om2p_train.config import Scale
 from om2p_train.evaluation import Evaluator
 from om2p_train.learner import Learner
@@ -65,6 +67,7 @@ def updates(plan: Plan, progress: bool) -> list[dict[str, Any]]:
         UserError: no such recipe, key or task.
     """
     dataset = made_up(plan.task, _TRANSITIONS)
+    machines = {how: limits.measure(plan.device, Precision(how)) for how in plan.precisions}
     rows = []
     combinations = [(recipe, seeds, how) for recipe in plan.recipes for seeds in plan.seeds for how in plan.precisions]
     for recipe_name, seeds, precision in tqdm(combinations, desc="updates", disable=not progress):
@@ -77,6 +80,8 @@ def updates(plan: Plan, progress: bool) -> list[dict[str, Any]]:
         rates = measure_rates(loops, plan.repeats, plan.seconds)
         ours = rates["ours"]
         evaluation = _evaluation_seconds(algorithm.policy, dataset, seeds, plan.device)
+        work = limits.work_of(case, recipe, dataset)
+        least = machines[precision].milliseconds(work)
         rows.append(
             {
                 "recipe": recipe_name,
@@ -90,6 +95,12 @@ def updates(plan: Plan, progress: bool) -> list[dict[str, Any]]:
                 "memory_mb": _memory(case, plan.scale),
                 **{f"{name}_ms": 1e3 / rate.median for name, rate in rates.items() if name != "ours"},
                 **{f"times_{name}": ours.median / rate.median for name, rate in rates.items() if name != "ours"},
+                "gflop": work.flops / 1e9,
+                "moved_mb": work.moved / 1e6,
+                "machine_gflops": machines[precision].flops / 1e9,
+                "machine_gb_per_second": machines[precision].moved / 1e9,
+                "least_ms": least,
+                "of_limit": least * ours.median / 1e3,
                 "spread": _spread(ours),
             }
         )
@@ -136,17 +147,19 @@ PAPER = (
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """What people read of `updates`: costs, and where peers were timed, how much faster than they this is."""
+    """What people read of `updates`: costs, how near they are to the machine's limit, and the peers, where timed."""
     shown = ("recipe", "seeds", "precision", "ms_per_update", "updates_per_second")
     shown = (*shown, "evaluation_ms", "ms_with_paper_evaluation", "memory_mb")
     costs = [{key: row[key] for key in shown} for row in rows]
+    near = ("recipe", "seeds", "precision", "gflop", "moved_mb", "least_ms", "ms_per_update", "of_limit")
+    limit = [{key: row[key] for key in near} for row in rows]
     beside = [row for row in rows if "plain_ms" in row]
     peers = [
         {"recipe": row["recipe"], "ms_per_update": row["ms_per_update"]}
         | {key: row[key] for name in ("plain", "jax") for key in (f"{name}_ms", f"times_{name}") if key in row}
         for row in beside
     ]
-    return [costs, *([peers] if peers else [])]
+    return [costs, limit, *([peers] if peers else [])]
 
 
 def _updates_of(learner: Learner, device: str) -> Callable[[], int]:
@@ -248,7 +261,8 @@ def memory_of(case: Case, scale: Scale) -> float:
         _, learner = learner_of(case, recipe, dataset)
         for _ in range(_MEMORY_UPDATES):
             learner.update()
-        return _peak_mb() - before - _transitions_mb(dataset)  # of which the learner holds a copy
+        # The learner holds a copy of the data. The smallest learners fit into what was freed before.
+        return max(0.0, _peak_mb() - before - _transitions_mb(dataset))
     _, learner = learner_of(case, recipe, dataset)
     data = torch.cuda.memory_allocated()  # the data and the weights
     weights = sum(value.nbytes for value in learner.state()["weights"].values())
