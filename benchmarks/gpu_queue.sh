@@ -8,7 +8,7 @@
 #   DEVICE   cuda or cpu (default: cuda)              SCALE    paper or cpu (default: paper)
 #   LIMIT    seconds for this call (default: 540)     OUT      folder of result files (default: benchmarks/results/gpu)
 #   WORK     folder of data sets and runs (default: gpu-work); keep it, and runs go on where they were
-#   PYTHON   interpreter (default: python3)
+#   PYTHON   interpreter (default: python3)           JOBS     names of the only jobs to do (default: all)
 #
 # A job is done when its result file is there. One that is stopped by the limit goes on at the next call: benches anew,
 # runs from their checkpoint. Needs what pyproject.toml lists, on PYTHONPATH or installed; the project itself need not be.
@@ -82,6 +82,7 @@ run_tests() { # the fast path is the plain path
 status=0
 for entry in "${jobs[@]}"; do
   job=${entry%%:*} command=${entry#*:}
+  [ -z "${JOBS:-}" ] || [[ " $JOBS " == *" $job "* ]] || continue
   if compgen -G "$OUT/$job.*" > /dev/null; then
     [ "${1:-}" = --list ] && echo "done     $job"
     continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
 import statistics
 import subprocess
@@ -67,25 +68,27 @@ def updates(plan: Plan, progress: bool) -> list[dict[str, Any]]:
         UserError: no such recipe, key or task.
     """
     dataset = made_up(plan.task, _TRANSITIONS)
+    cases = [
+        (case, case.resolve(plan.scale), how)  # all of them first: a wrong name at the end must not cost the rest
+        for name, seeds, how in itertools.product(plan.recipes, plan.seeds, plan.precisions)
+        for case in [Case(name, plan.task, seeds, (*plan.settings, f"compute.precision={how!r}"), plan.device)]
+    ]
     machines = {how: limits.measure(plan.device, Precision(how)) for how in plan.precisions}
     rows = []
-    combinations = [(recipe, seeds, how) for recipe in plan.recipes for seeds in plan.seeds for how in plan.precisions]
-    for recipe_name, seeds, precision in tqdm(combinations, desc="updates", disable=not progress):
-        case = Case(recipe_name, plan.task, seeds, (*plan.settings, f"compute.precision={precision!r}"), plan.device)
-        recipe = case.resolve(plan.scale)
+    for case, recipe, precision in tqdm(cases, desc="updates", disable=not progress):
         algorithm, learner = learner_of(case, recipe, dataset)
         loops: dict[str, Callable[[], int]] = {"ours": _updates_of(learner, plan.device)}
-        if plan.peers and recipe_name == "om2p" and seeds == 1 and precision == "full":
+        if plan.peers and case.recipe == "om2p" and case.seeds == 1 and precision == "full":
             loops |= dict(_peers(setting_of(recipe, dataset), dataset, plan.device))
         rates = measure_rates(loops, plan.repeats, plan.seconds)
         ours = rates["ours"]
-        evaluation = _evaluation_seconds(algorithm.policy, dataset, seeds, plan.device)
+        evaluation = _evaluation_seconds(algorithm.policy, dataset, case.seeds, plan.device)
         work = limits.work_of(case, recipe, dataset)
         least = machines[precision].milliseconds(work)
         rows.append(
             {
-                "recipe": recipe_name,
-                "seeds": seeds,
+                "recipe": case.recipe,
+                "seeds": case.seeds,
                 "precision": precision,
                 "ms_per_update": 1e3 / ours.median,
                 "updates_per_second": ours.median,

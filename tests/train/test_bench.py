@@ -1,0 +1,78 @@
+"""The benchmark counts and measures what it says, and the queue for a GPU does its jobs once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from om2p_train.bench import limits
+from om2p_train.bench.cases import Case, made_up
+from om2p_train.compute import Precision
+from om2p_train.config import Scale
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("network.hidden=[16,8]", "optimizer.batch_size=32")
+
+
+def work(recipe: str, seeds: int = 1, *settings: str) -> limits.Work:
+    case = Case(recipe, "cn", seeds, (*SMALL, *settings), "cpu")
+    return limits.work_of(case, case.resolve(Scale.CPU), made_up("cn", 1000))
+
+
+def test_work_of_behaviour_cloning_in_closed_form():
+    # Forward, and back once to the weights and once to the values, but for the first layer's input.
+    layers = [18 * 16, 16 * 8, 8 * 2]
+    assert work("bc").flops == 2 * 3 * 32 * (3 * sum(layers) - layers[0])
+    weights = 3 * (sum(layers) + 16 + 8 + 2)
+    assert work("bc").moved == 4 * 7 * weights
+
+
+def test_work_grows_with_seeds_and_with_the_exact_derivative():
+    one, five = work("om2p"), work("om2p", 5)
+    assert five.flops == 5 * one.flops
+    assert five.moved == 5 * one.moved
+    forward = 2 * 3 * 32 * (22 * 16 + 16 * 8 + 8 * 2)
+    assert one.flops - work("om2p", 1, "options.derivative='zero'").flops == forward
+
+
+def test_a_machine_has_rates():
+    machine = limits.measure("cpu", Precision.FULL)
+    assert 1e9 < machine.flops < 1e14
+    assert 1e8 < machine.moved < 1e13
+    assert machine.milliseconds(limits.Work(machine.flops, machine.moved)) == pytest.approx(2000)
+
+
+@pytest.fixture
+def queue(tmp_path):
+    def run(*words: str, **settings: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"DEVICE": "cpu", "SCALE": "cpu", "PYTHON": sys.executable}
+        environment |= {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), **settings}
+        script = ROOT / "benchmarks" / "gpu_queue.sh"
+        return subprocess.run([script, *words], env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_the_queue_does_every_job_once(queue, tmp_path):
+    jobs = "profile-om2p endurance-om2p"
+    first = queue(JOBS=jobs)
+    assert first.returncode == 0, first.stderr
+    assert "GFLOP an update" in (tmp_path / "out" / "profile-om2p.txt").read_text()
+    points = json.loads((tmp_path / "out" / "endurance-om2p.json").read_text())["rows"]
+    assert points[-1]["updates"] == 500
+    assert "== " not in queue(JOBS=jobs).stdout
+    listed = queue("--list").stdout.splitlines()
+    assert "done     profile-om2p" in listed
+    assert "waiting  bench-cn" in listed
+
+
+def test_the_queue_stops_at_its_limit(queue, tmp_path):
+    result = queue(LIMIT="10")
+    assert result.returncode == 0
+    assert "out of time before tests" in result.stdout
+    assert not any((tmp_path / "out").iterdir())
