@@ -53,7 +53,11 @@ ITEM = 4  # bytes of a float32
 _NORM_EPS = _f32(1e-5)  # PyTorch's
 
 # Sums in any order, but no assumption that values are finite: a loss that has become NaN must stay so.
-_ARITHMETIC = {"reassoc", "contract", "arcp", "nsz"}
+#
+# A loop that writes is compiled twice, for arrays far apart and for arrays close together, and which of them runs
+# depends on where memory happens to lie. Both must round alike, or a run could not be repeated: so a loop that writes
+# does not sum into a scalar, and a division is a division (vectors alone would be given an approximate reciprocal).
+_ARITHMETIC = {"reassoc", "contract", "nsz"}
 _MATHS = {"cache": True, "fastmath": _ARITHMETIC, "error_model": "numpy"}  # numba's own error model hinders SIMD
 
 
@@ -108,7 +112,9 @@ def _normal(x):
     The tail is Hastings' approximation of the error function (Abramowitz and Stegun 7.1.26), whose exponential the
     density needs anyway; the exponential is 2^n times a polynomial on [-1/2, 1/2].
     """
-    t = max(x * x * _f32(-0.72134752), _f32(-120.0))  # -x^2/2 log2 e
+    t = x * x * _f32(-0.72134752)  # -x^2/2 log2 e
+    far = t < _f32(-125.0)
+    t = _f32(0.0) if far else t
     n = np.floor(t + _f32(0.5))
     f = t - n
     p = _f32(1.5403530e-4)
@@ -118,7 +124,7 @@ def _normal(x):
     p = p * f + _f32(2.4022651e-1)
     p = p * f + _f32(6.9314718e-1)
     p = p * f + _f32(1.0)
-    bell = p * _power_of_two(n)  # exp(-x^2/2)
+    bell = _f32(0.0) if far else p * _power_of_two(n)  # exp(-x^2/2)
     k = _f32(1.0) / (_f32(1.0) + _f32(0.23164190) * abs(x))
     q = _f32(1.061405429)
     q = q * k - _f32(1.453152027)
@@ -197,14 +203,14 @@ def _normalize_back(grad, weight, normed, scale, weight_sum, bias_sum):
     bias_sum[:] = _f32(0.0)
     for row in range(len(grad)):
         g, x = grad[row], normed[row]
-        total, along = _f32(0.0), _f32(0.0)
         for j in range(len(g)):
             weight_sum[j] += g[j] * x[j]
             bias_sum[j] += g[j]
-            scaled = g[j] * weight[j]
-            g[j] = scaled
-            total += scaled
-            along += scaled * x[j]
+            g[j] *= weight[j]
+        total, along = _f32(0.0), _f32(0.0)
+        for j in range(len(g)):
+            total += g[j]
+            along += g[j] * x[j]
         total /= features
         along /= features
         for j in range(len(g)):

@@ -23,6 +23,7 @@ from om2p_data.stacked import Activation, Kernels, StackedMLP
 _ACTIVATIONS = {Activation.RELU: cpu_kernels.RELU, Activation.GELU: cpu_kernels.GELU}
 _LARGEST_BLOCK = 256  # rows: the values of more leave the cache, and products gain nothing
 _SMALLEST_BLOCK = 64  # rows: products of fewer run at half their speed
+_FEWEST_UNITS = 8  # blocks that the threads have to share
 _MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
 _NONE = np.empty((0, 0, 0), np.float32)
 
@@ -131,13 +132,14 @@ class _Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(widths: tuple[int, ...], networks: int, batch: int, norm: bool, threads: int) -> _Plan:
+def _plan(widths: tuple[int, ...], networks: int, batch: int, norm: bool) -> _Plan:
     layers = np.zeros(len(widths), cpu_kernels.LAYER)
     layers["outputs"] = widths
     layers["inputs"][1:] = widths[:-1]
-    block_rows = min(batch, _LARGEST_BLOCK)
-    if networks < 2 * threads:  # few networks are cut into blocks, so that no thread waits long for the last one
-        block_rows = min(block_rows, max(_SMALLEST_BLOCK, -(-batch * networks // (2 * threads))))
+    # Few networks are cut into blocks, so that threads share them out evenly. How many threads there are must not
+    # count: sums are rounded in the order of the blocks.
+    rows = max(_SMALLEST_BLOCK, -(-batch * networks // _FEWEST_UNITS))
+    block_rows = min(batch, _LARGEST_BLOCK, rows)
     blocks = -(-batch // block_rows)
     hidden = np.array(widths[:-1])
     values = networks * batch * hidden
@@ -167,7 +169,7 @@ def _layers(net: StackedMLP, parameters: Sequence[Tensor], networks: int, batch:
     """The kernels' table, with the addresses of the parameters."""
     norm = net.norms is not None
     widths = tuple(weight.shape[2] for weight in parameters[:: 4 if norm else 2])
-    plan = _plan(widths, networks, batch, norm, torch.get_num_threads())
+    plan = _plan(widths, networks, batch, norm)
     layers = plan.layers.copy()
     for field, addresses in _by_field(parameters, norm).items():
         layers[field][: len(addresses)] = addresses
@@ -208,7 +210,7 @@ class _Buffer:
         self.memory = free.pop() if free else torch.empty(size)
 
     def __del__(self):
-        self._pool[len(self.memory)].append(self.memory)
+        self._pool.setdefault(len(self.memory), []).append(self.memory)
 
 
 def _run(kernel: Callable[..., None], *arguments: Any) -> None:

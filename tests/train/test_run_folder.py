@@ -178,7 +178,7 @@ def test_a_batch_larger_than_the_data_is_refused(data, tmp_path):
 
 def test_a_diverged_run_names_the_loss_and_keys_that_it_has(data, tmp_path):
     with pytest.raises(UserError, match=r"actor_loss of seed 0, agent_0, is not finite at update 4.*") as caught:
-        small(data, tmp_path / "run", "optimizer.learning_rate=1e30")
+        small(data, tmp_path / "run", "optimizer.learning_rate=1e38")
     assert str(caught.value).endswith("lower optimizer.learning_rate")
 
 
