@@ -23,7 +23,7 @@ from om2p_data.stacked import Activation, Kernels, StackedMLP
 _ACTIVATIONS = {Activation.RELU: cpu_kernels.RELU, Activation.GELU: cpu_kernels.GELU}
 _LARGEST_BLOCK = 256  # rows: the values of more leave the cache, and products gain nothing
 _SMALLEST_BLOCK = 64  # rows: products of fewer run at half their speed
-_FEWEST_UNITS = 8  # blocks that the threads have to share
+_FEWEST_UNITS = 6  # blocks that the threads have to share
 _MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
 _NONE = np.empty((0, 0, 0), np.float32)
 
