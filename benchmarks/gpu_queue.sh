@@ -25,7 +25,7 @@ for pair in om2p_data:om2p_data om2p_train:om2p_train om2p_cli:cli om2p_recipes:
 done
 export PYTHONPATH="$WORK/path${PYTHONPATH:+:$PYTHONPATH}"
 export MINARI_DATASETS_PATH="$WORK/datasets" OM2P_HOME="$WORK/behaviour"
-export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1
 
 if [ "$SCALE" = paper ]; then
   precisions=full,tf32,bf16 seconds=2 repeats=5 transitions=1000000 endured=100000
