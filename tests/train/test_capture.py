@@ -47,7 +47,7 @@ def recorded_learner(name: str, dataset, graphs, *settings: str, device: str = "
     algorithm = make_algorithm(name, dataset, [0, 1], *settings, device=device)
     data = Transitions(dataset, device, recipe.data)
     streams = SeedStreams([0, 1], SAMPLING, device)
-    return algorithm, Learner(algorithm, data, streams, recipe.optimizer, UPDATES, recipe.compute, graphs)
+    return algorithm, Learner(algorithm, data, streams, recipe.optimizer, recipe.run.updates, recipe.compute, graphs)
 
 
 def same_weights(one, other) -> bool:
@@ -118,6 +118,20 @@ def test_cuda_graphs_are_the_updates(name, random_dataset):
     while fast.updates < UPDATES:
         fast.update(UPDATES - fast.updates)
     for one, other in zip(plain.parameters(), launched.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["full", "tf32", "bf16"])
+def test_a_thousand_recorded_updates_are_a_thousand_single_ones(precision, random_dataset):
+    weights = []
+    for graphs in (None, CudaGraphs()):
+        wanted = (f"compute.precision='{precision}'", "run.updates=1000")
+        algorithm, learner = recorded_learner("om2p", random_dataset, graphs, *wanted, device="cuda")
+        while learner.updates < 1000:
+            learner.update(1000 - learner.updates)
+        weights.append(algorithm)
+    for one, other in zip(*(algorithm.parameters() for algorithm in weights), strict=True):
         torch.testing.assert_close(one, other)
 
 
