@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -30,34 +30,50 @@ _NONE = np.empty((0, 0, 0), np.float32)
 
 def fuse(module: nn.Module) -> None:
     """Run all perceptrons within `module` through the kernels that can be: RELU and GELU."""
+    kernels = CpuKernels()
     for part in module.modules():
         if isinstance(part, StackedMLP):
-            part.kernels = CpuKernels() if part.activation in _ACTIVATIONS else None
+            part.kernels = kernels if part.activation in _ACTIVATIONS else None
 
 
 class CpuKernels(Kernels):
-    """Float32 on a CPU."""
+    """Float32 on a CPU.
+
+    Attributes:
+        pool: memory between two updates, by its size in floats. What the system hands out would be cleared page by page
+            at every update.
+    """
+
+    def __init__(self) -> None:
+        self.pool: dict[int, list[Tensor]] = {}
 
     def take(self, x: Tensor) -> bool:
         return x.dtype == torch.float32 and x.device.type == "cpu"
 
     def value(self, net: StackedMLP, x: Tensor, every: int, share: int) -> Tensor:
-        return _FusedMLP.apply(net, share, every, x, None, *_parameters(net))[0]  # pyright: ignore[reportOptionalSubscript]
+        return _FusedMLP.apply(net, self.pool, share, every, x, None, *_parameters(net))[0]  # pyright: ignore[reportOptionalSubscript]
 
     def value_and_tangent(self, net: StackedMLP, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-        return _FusedMLP.apply(net, 1, 1, x, dx, *_parameters(net))  # pyright: ignore[reportReturnType]
+        return _FusedMLP.apply(net, self.pool, 1, 1, x, dx, *_parameters(net))  # pyright: ignore[reportReturnType]
 
 
 class _FusedMLP(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, net: StackedMLP, share: int, every: int, x: Tensor, dx: Tensor | None, *parameters: Tensor
+        ctx: Any,
+        net: StackedMLP,
+        pool: dict[int, list[Tensor]],
+        share: int,
+        every: int,
+        x: Tensor,
+        dx: Tensor | None,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x = x.detach().contiguous()
         layers, plan = _layers(net, parameters, x.shape[0] * share, x.shape[1])
         layers["inputs"][0] = x.shape[2]
         keep = any(ctx.needs_input_grad)
-        buffer = _Buffer(plan.kept_size) if keep else None
+        buffer = _Buffer(plan.kept_size, pool) if keep else None
         if buffer is not None:
             _move(layers, plan.kept, buffer)
         y = x.new_empty(plan.networks, plan.batch, plan.widths[-1])
@@ -78,7 +94,7 @@ class _FusedMLP(torch.autograd.Function):
         )
         if keep:
             ctx.save_for_backward(x, *parameters)
-            ctx.made_of = plan, layers, share, every
+            ctx.made_of = plan, layers, pool, share, every
             ctx.buffer = buffer
         tangent = torch.from_numpy(dy)
         ctx.mark_non_differentiable(tangent)
@@ -88,17 +104,17 @@ class _FusedMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, y_grad: Tensor, _: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, *parameters = ctx.saved_tensors  # raises if one was changed since
-        plan, layers, share, every = ctx.made_of
+        plan, layers, pool, share, every = ctx.made_of
         layers = layers.copy()  # the way back may be taken twice
-        buffer = _Buffer(plan.scratch_size)
+        buffer = _Buffer(plan.scratch_size, pool)
         _move(layers, plan.scratch, buffer)
         gradients: list[Tensor | None] = [None] * len(parameters)
-        weights = any(ctx.needs_input_grad[5:])
+        weights = any(ctx.needs_input_grad[6:])
         if weights:
             gradients[:] = made = [torch.empty_like(parameter) for parameter in parameters]
             for field, addresses in _by_field(made, plan.norm).items():
                 layers[f"{field}_grad"][: len(addresses)] = addresses
-        x_grad = x.new_empty(plan.networks, *x.shape[1:]) if ctx.needs_input_grad[3] else None
+        x_grad = x.new_empty(plan.networks, *x.shape[1:]) if ctx.needs_input_grad[4] else None
         _run(
             cpu_kernels.backward,
             layers,
@@ -113,7 +129,7 @@ class _FusedMLP(torch.autograd.Function):
         )
         if x_grad is not None and share > 1:
             x_grad = x_grad.unflatten(0, (-1, share)).sum(1)
-        return None, None, None, x_grad, None, *gradients
+        return None, None, None, None, x_grad, None, *gradients
 
 
 class _Plan(NamedTuple):
@@ -201,12 +217,11 @@ def _move(layers: np.ndarray, fields: Iterable[str], buffer: _Buffer) -> None:
 
 
 class _Buffer:
-    """Float32 memory from a pool: memory from the system would be cleared page by page at every update."""
+    """Float32 memory that goes back to its pool when nobody holds it any more."""
 
-    _pool: ClassVar[dict[int, list[Tensor]]] = {}
-
-    def __init__(self, size: int):
-        free = self._pool.setdefault(size, [])
+    def __init__(self, size: int, pool: dict[int, list[Tensor]]):
+        self._pool = pool
+        free = pool.setdefault(size, [])
         self.memory = free.pop() if free else torch.empty(size)
 
     def __del__(self):

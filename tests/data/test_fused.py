@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from om2p_data.fused import CpuKernels, _Buffer, fuse
+from om2p_data.fused import CpuKernels, fuse
 from om2p_data.stacked import Activation, StackedMLP
 
 SIZES = [  # networks, rows, inputs, outputs, hidden, share
@@ -48,14 +47,6 @@ def equal(found: Tensor, expected: Tensor, what: str = "") -> None:
     torch.testing.assert_close(
         found.double() / scale, expected / scale, rtol=0, atol=2e-5, msg=lambda m: f"{what}: {m}"
     )
-
-
-@pytest.fixture(autouse=True)
-def _pool() -> Iterator[None]:
-    """Every test with buffers of its own."""
-    _Buffer._pool.clear()
-    yield
-    _Buffer._pool.clear()
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -187,7 +178,8 @@ def test_memory_is_used_again() -> None:
     _, twin = networks(4, 5, 1, (16, 16), Activation.GELU, True)
 
     def pool() -> dict[int, int]:
-        return {size: len(free) for size, free in _Buffer._pool.items()}
+        assert isinstance(twin.kernels, CpuKernels)
+        return {size: len(free) for size, free in twin.kernels.pool.items()}
 
     def step() -> None:
         loss = twin(normal(4, 64, 5)).sum() + twin(normal(4, 64, 5)).sum()  # two graphs at a time
@@ -225,7 +217,9 @@ def test_numbers_depend_neither_on_threads_nor_on_where_memory_lies() -> None:
         return [leaf.grad, *(parameter.grad for parameter in twin.parameters() if parameter.grad is not None)]
 
     expected = gradients()
-    sizes = list(_Buffer._pool)
+    assert isinstance(twin.kernels, CpuKernels)
+    pool = twin.kernels.pool
+    sizes = list(pool)
     before = torch.get_num_threads()
     generator = torch.Generator().manual_seed(0)
     try:
@@ -238,7 +232,7 @@ def test_numbers_depend_neither_on_threads_nor_on_where_memory_lies() -> None:
                 size = thing if isinstance(thing, int) else thing.numel()
                 place = room[end : end + size]
                 if isinstance(thing, int):
-                    _Buffer._pool[thing] = [place]
+                    pool[thing] = [place]
                 else:
                     thing.data = place.view_as(thing).copy_(thing.data)
                 end += size + 4 * (attempt % 5)
