@@ -11,6 +11,7 @@ import typer
 from . import policies
 from .bench import bench
 from .common import Quiet, Settings, guarded, parse_seeds
+from .sweep import sweep
 
 app = typer.Typer(
     help="Train OM2P and its baselines from Minari data sets.",
@@ -143,7 +144,7 @@ def recipes() -> None:
         print(name)
 
 
-for _command in (policies.evaluate, policies.render, policies.export, bench):
+for _command in (sweep, policies.evaluate, policies.render, policies.export, bench):
     app.command()(_command)
 
 

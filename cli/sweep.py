@@ -1,0 +1,91 @@
+"""om2p-train sweep: many runs from one file."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import Quiet, Root
+
+if TYPE_CHECKING:
+    from om2p_train.sweep import Job
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file (TOML): tasks, tiers, algorithms, seeds, variants.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: sweeps/<name of the file>.")] = None,
+    root: Root = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Jobs at a time. Default: as many as cores or GPUs allow.", min=1)
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of each job.", min=1)] = 1,
+    retries: Annotated[int, typer.Option(help="Further attempts at a job that breaks down.", min=0)] = 2,
+    list_: Annotated[bool, typer.Option("--list", help="Show the jobs, how far they are and their commands.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the data sets and train all the cells of a sweep, as many at a time as the machine allows.
+
+    What is finished stays; what was interrupted goes on. The same command can be given again at any time.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from om2p_data.envs.vector import available_threads
+    from om2p_data.errors import UserError
+    from om2p_train import local_engine
+    from om2p_train import sweep as sweeps
+    from om2p_train.trainer import usable_device
+
+    recipe = sweeps.read(file)
+    out = out or Path("sweeps", file.stem)
+    jobs = sweeps.jobs(recipe, out, file.parent, root)
+    states = {job.name: job.state() for job in jobs}
+    if list_:
+        for job in jobs:
+            print(f"{states[job.name].value:8} {job.name}\n         {job.command}")
+        return
+    usable_device(recipe.device)
+    gpus = tuple(str(number) for number in range(torch.cuda.device_count())) if recipe.device == "cuda" else ()
+    count = workers or len(gpus) or max(1, available_threads() // threads)
+    left = [job for job in jobs if states[job.name] is not sweeps.State.DONE]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=file.stem, unit="job", disable=quiet) as bar:
+
+        def tell(job: sweeps.Job, what: str, seconds: float) -> None:
+            if not quiet:
+                bar.write(f"{what}: {job.name}" + (f" ({seconds:.0f} s)" if seconds else ""), file=sys.stderr)
+            if what == "done":
+                bar.update()
+
+        outcome = local_engine.run(left, local_engine.Slots(count, threads, gpus), out / "logs", retries, tell)
+    _tables(jobs)
+    for name, line in outcome.failed.items():
+        print(f"failed: {name}: {line.removeprefix('error: ')} (in {out / 'logs' / name}.log)", file=sys.stderr)
+    if outcome.left_out:
+        print(f"left out, since they need what failed: {', '.join(outcome.left_out)}", file=sys.stderr)
+    if outcome.stopped_by is not None:
+        again = ["om2p-train", "sweep", str(file), "--out", str(out), *(["--root", str(root)] if root else [])]
+        print(f"stopped; to go on: {shlex.join(again)}", file=sys.stderr)
+        raise typer.Exit(128 + outcome.stopped_by)
+    if outcome.failed:
+        raise UserError(f"{len(outcome.failed)} of {len(jobs)} jobs failed; the same command tries them again")
+
+
+def _tables(jobs: list[Job]) -> None:
+    """One table a data set, of the cells that are done."""
+    from om2p_train import report
+    from om2p_train.sweep import State, TrainJob
+
+    cells = [job for job in jobs if isinstance(job, TrainJob)]
+    for dataset_id in dict.fromkeys(cell.dataset_id for cell in cells):
+        ours = [cell for cell in cells if cell.dataset_id == dataset_id]
+        done = [cell for cell in ours if cell.state() is State.DONE]
+        if done:
+            print(report.table(report.read_all([cell.folder for cell in done])))
+        if len(done) < len(ours):
+            missing = ", ".join(cell.label for cell in ours if cell not in done)
+            print(f"{dataset_id}: {len(ours) - len(done)} of {len(ours)} cells are missing: {missing}")
+        print()

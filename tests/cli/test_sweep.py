@@ -1,0 +1,121 @@
+"""om2p-train sweep on this machine: whole, interrupted, broken, and given again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SWEEP = """
+tasks = ["cn"]
+tiers = ["random"]
+algorithms = ["bc", "bc-flow"]
+seeds = [0, 1]
+transitions = 500
+settings = ["run.updates=20", "run.evaluate_every=10", "run.evaluation_episodes=4", "network.hidden=[8]"]
+"""
+LONG = SWEEP.replace("run.updates=20", "run.updates=1000").replace("every=10", "every=20")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    return tmp_path
+
+
+def begun(*words: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from om2p_cli.train import main; main()", "sweep", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(found, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    kept = ("evaluations.csv", "metrics.csv", "policies/seed0.safetensors", "policies/seed1.safetensors")
+    return {str(path.relative_to(folder)): path.read_bytes() for name in kept for path in folder.glob(f"*/{name}")}
+
+
+def test_a_sweep_makes_data_trains_and_prints_a_table(run, here):
+    Path("mine.toml").write_text(SWEEP)
+    found = run("om2p-train", "sweep", "mine.toml", "--workers", "2")
+    assert found.code == 0, found.err
+    assert "| bc " in found.out
+    assert "| bc-flow " in found.out
+    assert "begins: data-cn-random" in found.err
+    listed = run("om2p-train", "sweep", "mine.toml", "--list")
+    assert [line.split()[0] for line in listed.out.splitlines()[::2]] == ["done"] * 3
+    times = {path: path.stat().st_mtime_ns for path in Path("sweeps/mine").rglob("*") if path.is_file()}
+    again = run("om2p-train", "sweep", "mine.toml")
+    assert again.code == 0
+    assert "begins" not in again.err
+    assert again.out == found.out
+    assert times == {path: path.stat().st_mtime_ns for path in Path("sweeps/mine").rglob("*") if path.is_file()}
+
+
+def test_a_sweep_goes_on_after_a_signal_and_after_the_death_of_its_workers(run, here):
+    Path("whole.toml").write_text(LONG)
+    assert run("om2p-train", "sweep", "whole.toml", "--workers", "2").code == 0
+    whole = contents(Path("sweeps/whole"))
+
+    Path("mine.toml").write_text(LONG)
+    process = begun("mine.toml", "--workers", "1")
+    wait_for(lambda: any(Path("sweeps/mine").glob("*/evaluations.csv")))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == "stopped; to go on: om2p-train sweep mine.toml --out sweeps/mine"
+
+    process = begun("mine.toml", "--workers", "1")
+    wait_for(lambda: len(children(process.pid)) > 0)
+    os.kill(children(process.pid)[0], signal.SIGKILL)  # a worker, which is given its job again
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "broke down (exit code -9) and begins again" in err
+    assert "| bc-flow " in out
+    assert contents(Path("sweeps/mine")) == whole
+
+
+def children(parent: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
+
+
+def test_what_fails_is_named_and_the_rest_is_done(run, here):
+    text = SWEEP.replace('algorithms = ["bc", "bc-flow"]', 'algorithms = ["bc"]')
+    Path("mine.toml").write_text(text + '[variants]\nfine = []\nbig = ["optimizer.batch_size=100000"]\n')
+    found = run("om2p-train", "sweep", "mine.toml", "--workers", "1", "--quiet")
+    assert found.code == 2
+    first, last = found.err.splitlines()
+    assert first.startswith("failed: cn-random-bc_big-")
+    assert "optimizer.batch_size is 100000" in first
+    assert last == "error: 1 of 3 jobs failed; the same command tries them again"
+    assert "1 of 2 cells are missing: bc big" in found.out
+    assert "| bc " in found.out
+
+
+def test_cells_without_their_data_are_left_out(run, here):
+    Path("mine.toml").write_text(SWEEP.replace("transitions = 500", f"transitions = {10**14}"))  # no disk holds them
+    found = run("om2p-train", "sweep", "mine.toml", "--quiet", "--retries", "0")
+    assert found.code == 2
+    assert "failed: data-cn-random: " in found.err
+    assert "left out, since they need what failed: cn-random-bc-" in found.err
+
+
+def test_a_smaller_data_set_of_the_same_id_is_no_match(run, here):
+    Path("mine.toml").write_text(SWEEP)
+    assert run("om2p-data", "generate", "--env", "cn", "--tier", "random", "--transitions", "100", "--quiet").code == 0
+    found = run("om2p-train", "sweep", "mine.toml")
+    assert found.code == 2
+    assert "is there with 100 transitions, and the sweep wants 500" in found.err
+    assert len(found.err.splitlines()) == 1
