@@ -47,33 +47,51 @@ class CpuKernels(Kernels):
     def __init__(self) -> None:
         self.pool: dict[int, list[Tensor]] = {}
 
-    def take(self, x: Tensor) -> bool:
-        return x.dtype == torch.float32 and x.device.type == "cpu"
+    def take(self, net: StackedMLP, x: Tensor, every: int, share: int) -> bool:
+        weight = net.output_layer.weight
+        stack, inputs = net.hidden_layers[0].get_parameter("weight").shape[:2]
+        of_floats = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+        # The kernels follow addresses: whatever else has other sizes is left to operations that say so.
+        fits = x.dim() == 3 and x.numel() > 0 and len(x) * share * every == stack and x.shape[2] == inputs
+        return of_floats and fits and all(parameter.is_contiguous() for parameter in _parameters(net))
 
     def value(self, net: StackedMLP, x: Tensor, every: int, share: int) -> Tensor:
-        return _FusedMLP.apply(net, self.pool, share, every, x, None, *_parameters(net))[0]  # pyright: ignore[reportOptionalSubscript]
+        return self._apply(net, x, None, every, share)[0]
 
     def value_and_tangent(self, net: StackedMLP, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-        return _FusedMLP.apply(net, self.pool, 1, 1, x, dx, *_parameters(net))  # pyright: ignore[reportReturnType]
+        return self._apply(net, x, dx, 1, 1)
+
+    def _apply(self, net: StackedMLP, x: Tensor, dx: Tensor | None, every: int, share: int) -> tuple[Tensor, Tensor]:
+        parameters = _parameters(net)
+        # Within an operation of autograd, gradients are always off.
+        keep = torch.is_grad_enabled() and any(value.requires_grad for value in (x, *parameters))
+        call = _Call(net, self.pool, share, every, keep)
+        return _FusedMLP.apply(call, x, dx, *parameters)  # pyright: ignore[reportReturnType]
+
+
+class _Call(NamedTuple):
+    """What a call of the kernels is about, besides tensors.
+
+    Attributes:
+        net: the stack; pool: where memory comes from.
+        share, every: see `Kernels`.
+        keep: whether there will be a way back.
+    """
+
+    net: StackedMLP
+    pool: dict[int, list[Tensor]]
+    share: int
+    every: int
+    keep: bool
 
 
 class _FusedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        net: StackedMLP,
-        pool: dict[int, list[Tensor]],
-        share: int,
-        every: int,
-        x: Tensor,
-        dx: Tensor | None,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, call: _Call, x: Tensor, dx: Tensor | None, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().contiguous()
-        layers, plan = _layers(net, parameters, x.shape[0] * share, x.shape[1])
-        layers["inputs"][0] = x.shape[2]
-        keep = any(ctx.needs_input_grad)
-        buffer = _Buffer(plan.kept_size, pool) if keep else None
+        plan = _plan(_widths(call.net, parameters), len(x) * call.share, x.shape[1], call.net.norms is not None)
+        layers = _layers(plan, parameters)
+        buffer = _Buffer(plan.kept_size, call.pool) if call.keep else None
         if buffer is not None:
             _move(layers, plan.kept, buffer)
         y = x.new_empty(plan.networks, plan.batch, plan.widths[-1])
@@ -83,19 +101,18 @@ class _FusedMLP(torch.autograd.Function):
             layers,
             x.numpy(),
             y.numpy(),
-            share,
-            every,
+            call.share,
+            call.every,
             plan.block_rows,
-            _ACTIVATIONS[net.activation],
+            _ACTIVATIONS[call.net.activation],
             plan.norm,
-            keep,
+            call.keep,
             _NONE if dx is None else dx.detach().contiguous().numpy(),
             dy,
         )
-        if keep:
+        if call.keep:
             ctx.save_for_backward(x, *parameters)
-            ctx.made_of = plan, layers, pool, share, every
-            ctx.buffer = buffer
+            ctx.made_of = call, plan, buffer
         tangent = torch.from_numpy(dy)
         ctx.mark_non_differentiable(tangent)
         return y, tangent
@@ -104,39 +121,40 @@ class _FusedMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, y_grad: Tensor, _: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, *parameters = ctx.saved_tensors  # raises if one was changed since
-        plan, layers, pool, share, every = ctx.made_of
-        layers = layers.copy()  # the way back may be taken twice
-        buffer = _Buffer(plan.scratch_size, pool)
-        _move(layers, plan.scratch, buffer)
+        call, plan, kept = ctx.made_of
+        layers = _layers(plan, parameters)
+        _move(layers, plan.kept, kept)
+        scratch = _Buffer(plan.scratch_size, call.pool)
+        _move(layers, plan.scratch, scratch)
         gradients: list[Tensor | None] = [None] * len(parameters)
-        weights = any(ctx.needs_input_grad[6:])
+        weights = any(ctx.needs_input_grad[3:])
         if weights:
             gradients[:] = made = [torch.empty_like(parameter) for parameter in parameters]
             for field, addresses in _by_field(made, plan.norm).items():
                 layers[f"{field}_grad"][: len(addresses)] = addresses
-        x_grad = x.new_empty(plan.networks, *x.shape[1:]) if ctx.needs_input_grad[4] else None
+        x_grad = x.new_empty(plan.networks, *x.shape[1:]) if ctx.needs_input_grad[1] else None
         _run(
             cpu_kernels.backward,
             layers,
             x.numpy(),
             y_grad.contiguous().numpy(),
-            share,
-            every,
+            call.share,
+            call.every,
             plan.block_rows,
             plan.norm,
             weights,
             _NONE if x_grad is None else x_grad.numpy(),
         )
-        if x_grad is not None and share > 1:
-            x_grad = x_grad.unflatten(0, (-1, share)).sum(1)
-        return None, None, None, None, x_grad, None, *gradients
+        if x_grad is not None and call.share > 1:
+            x_grad = x_grad.unflatten(0, (-1, call.share)).sum(1)
+        return None, x_grad, None, *gradients
 
 
 class _Plan(NamedTuple):
     """What follows from sizes alone."""
 
     layers: np.ndarray  # with addresses relative to the buffers that they will lie in
-    widths: tuple[int, ...]  # O of every layer
+    widths: tuple[int, ...]  # I of the first layer and O of every layer
     networks: int
     batch: int
     norm: bool
@@ -149,15 +167,14 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _plan(widths: tuple[int, ...], networks: int, batch: int, norm: bool) -> _Plan:
-    layers = np.zeros(len(widths), cpu_kernels.LAYER)
-    layers["outputs"] = widths
-    layers["inputs"][1:] = widths[:-1]
+    layers = np.zeros(len(widths) - 1, cpu_kernels.LAYER)
+    layers["inputs"], layers["outputs"] = widths[:-1], widths[1:]
     # Few networks are cut into blocks, so that threads share them out evenly. How many threads there are must not
     # count: sums are rounded in the order of the blocks.
     rows = max(_SMALLEST_BLOCK, -(-batch * networks // _FEWEST_UNITS))
     block_rows = min(batch, _LARGEST_BLOCK, rows)
     blocks = -(-batch // block_rows)
-    hidden = np.array(widths[:-1])
+    hidden = np.array(widths[1:-1])
     values = networks * batch * hidden
     sizes = {
         "output": values,
@@ -181,15 +198,18 @@ def _plan(widths: tuple[int, ...], networks: int, batch: int, norm: bool) -> _Pl
     return _Plan(layers, widths, networks, batch, norm, block_rows, kept, lay_out(kept), scratch, lay_out(scratch))
 
 
-def _layers(net: StackedMLP, parameters: Sequence[Tensor], networks: int, batch: int) -> tuple[np.ndarray, _Plan]:
+def _widths(net: StackedMLP, parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    """I of the first layer and O of every layer."""
+    weights = parameters[:: 4 if net.norms is not None else 2]
+    return (weights[0].shape[1], *(weight.shape[2] for weight in weights))
+
+
+def _layers(plan: _Plan, parameters: Sequence[Tensor]) -> np.ndarray:
     """The kernels' table, with the addresses of the parameters."""
-    norm = net.norms is not None
-    widths = tuple(weight.shape[2] for weight in parameters[:: 4 if norm else 2])
-    plan = _plan(widths, networks, batch, norm)
     layers = plan.layers.copy()
-    for field, addresses in _by_field(parameters, norm).items():
+    for field, addresses in _by_field(parameters, plan.norm).items():
         layers[field][: len(addresses)] = addresses
-    return layers, plan
+    return layers
 
 
 def _parameters(net: StackedMLP) -> list[Tensor]:
@@ -220,12 +240,13 @@ class _Buffer:
     """Float32 memory that goes back to its pool when nobody holds it any more."""
 
     def __init__(self, size: int, pool: dict[int, list[Tensor]]):
-        self._pool = pool
         free = pool.setdefault(size, [])
         self.memory = free.pop() if free else torch.empty(size)
+        self._pool = pool
 
     def __del__(self):
-        self._pool.setdefault(len(self.memory), []).append(self.memory)
+        if hasattr(self, "_pool"):  # not if there was no memory
+            self._pool.setdefault(len(self.memory), []).append(self.memory)
 
 
 def _run(kernel: Callable[..., None], *arguments: Any) -> None:

@@ -84,12 +84,12 @@ class Kernels(abc.ABC):
     """Another way to compute a `StackedMLP`, equal up to rounding: see `om2p_data.fused`."""
 
     @abc.abstractmethod
-    def take(self, x: Tensor) -> bool:
-        """Whether x is such as they compute with."""
+    def take(self, net: StackedMLP, x: Tensor, every: int, share: int) -> bool:
+        """Whether they can compute this; what they cannot, or what is wrong, the plain operations get."""
 
     @abc.abstractmethod
     def value(self, net: StackedMLP, x: Tensor, every: int, share: int) -> Tensor:
-        """As `StackedMLP.forward`; with `every`, the weights get no gradient."""
+        """As `StackedMLP.forward`; with `every` only where no weight learns."""
 
     @abc.abstractmethod
     def value_and_tangent(self, net: StackedMLP, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,8 +142,11 @@ class StackedMLP(nn.Module):
             every: only each so many-th of the networks is computed, from the first on, so that K is so much smaller.
             share: see x.
         """
-        learns_in_part = every > 1 and self.output_layer.weight.requires_grad
-        if self.kernels is not None and self.kernels.take(x) and not learns_in_part:
+        if (
+            self.kernels is not None
+            and self.kernels.take(self, x, every, share)
+            and not (every > 1 and any(parameter.requires_grad for parameter in self.parameters()))
+        ):
             return self.kernels.value(self, x, every, share)
         if share > 1:
             x = x.repeat_interleave(share, 0)
@@ -167,7 +170,7 @@ class StackedMLP(nn.Module):
         """
         if self.norms is not None:
             raise ValueError("forward_with_tangent is for networks without layer norm")
-        if self.kernels is not None and self.kernels.take(x):
+        if self.kernels is not None and dx.shape == x.shape and self.kernels.take(self, x, 1, 1):
             return self.kernels.value_and_tangent(self, x, dx)
         for layer in self.hidden_layers:
             z = layer(x)

@@ -185,6 +185,9 @@ def test_memory_is_used_again() -> None:
         loss = twin(normal(4, 64, 5)).sum() + twin(normal(4, 64, 5)).sum()  # two graphs at a time
         loss.backward()
 
+    with torch.no_grad():
+        twin(normal(4, 64, 5))
+    assert not any(pool().values())  # nothing is kept for a way back that will not come
     step()
     after_one = pool()
     for _ in range(20):
@@ -239,3 +242,37 @@ def test_numbers_depend_neither_on_threads_nor_on_where_memory_lies() -> None:
             assert all(torch.equal(one, other) for one, other in zip(gradients(), expected, strict=True)), attempt
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(4, 7, 6), (3, 7, 5), (1, 7, 5), (7, 5), (4, 0, 5)],
+)
+def test_wrong_sizes_are_what_they_are_to_the_plain_operations(shape: tuple[int, ...]) -> None:
+    plain = StackedMLP(4, 5, 1, (8,), Activation.RELU)
+    twin = copy.deepcopy(plain)
+    fuse(twin)
+    x = normal(*shape)
+    try:
+        expected = plain(x)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            twin(x)
+    else:
+        torch.testing.assert_close(twin(x), expected)
+
+
+def test_other_parameters_than_float32_go_the_plain_way() -> None:
+    _, twin = networks(2, 3, 1, (8,), Activation.RELU, False)
+    twin.double()
+    with pytest.raises(RuntimeError):
+        twin(normal(2, 5, 3))
+
+
+def test_every_other_network_of_which_some_weights_learn() -> None:
+    _, twin = networks(4, 3, 1, (8,), Activation.RELU, False)
+    twin.output_layer.requires_grad_(False)
+    twin(normal(2, 5, 3), every=2).sum().backward()
+    gradient = twin.hidden_layers[0].get_parameter("bias").grad
+    assert gradient is not None
+    assert [bool(row.any()) for row in gradient] == [True, False, True, False]
