@@ -79,6 +79,10 @@ run_tests() { # the fast path is the plain path
   "$PYTHON" -m pytest -q -p no:cacheprovider tests/train/test_capture.py > "$OUT/.tests.txt" && mv "$OUT/.tests.txt" "$OUT/tests.txt"
 }
 
+for name in ${JOBS:-}; do
+  [[ " ${jobs[*]%%:*} " == *" $name "* ]] || { echo "error: JOBS names $name; --list shows the jobs" >&2; exit 2; }
+done
+
 status=0
 for entry in "${jobs[@]}"; do
   job=${entry%%:*} command=${entry#*:}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from .common import Quiet, Root
 
 if TYPE_CHECKING:
+    from om2p_train.local_engine import Slots
     from om2p_train.sweep import Job
 
 
@@ -22,7 +24,10 @@ def sweep(
     workers: Annotated[
         int | None, typer.Option(help="Jobs at a time. Default: as many as cores or GPUs allow.", min=1)
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of each job.", min=1)] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads of each job. Default: 1; beside a GPU, a share of the cores.", min=1),
+    ] = None,
     retries: Annotated[int, typer.Option(help="Further attempts at a job that breaks down.", min=0)] = 2,
     list_: Annotated[bool, typer.Option("--list", help="Show the jobs, how far they are and their commands.")] = False,
     quiet: Quiet = False,
@@ -31,14 +36,11 @@ def sweep(
 
     What is finished stays; what was interrupted goes on. The same command can be given again at any time.
     """
-    import torch
     from tqdm import tqdm
 
-    from om2p_data.envs.vector import available_threads
     from om2p_data.errors import UserError
     from om2p_train import local_engine
     from om2p_train import sweep as sweeps
-    from om2p_train.trainer import usable_device
 
     recipe = sweeps.read(file)
     out = out or Path("sweeps", file.stem)
@@ -48,10 +50,8 @@ def sweep(
         for job in jobs:
             print(f"{states[job.name].value:8} {job.name}\n         {job.command}")
         return
-    usable_device(recipe.device)
-    gpus = tuple(str(number) for number in range(torch.cuda.device_count())) if recipe.device == "cuda" else ()
-    count = workers or len(gpus) or max(1, available_threads() // threads)
     left = [job for job in jobs if states[job.name] is not sweeps.State.DONE]
+    slots = _slots(recipe.device if left else "cpu", workers, threads)
     with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=file.stem, unit="job", disable=quiet) as bar:
 
         def tell(job: sweeps.Job, what: str, seconds: float) -> None:
@@ -60,18 +60,39 @@ def sweep(
             if what == "done":
                 bar.update()
 
-        outcome = local_engine.run(left, local_engine.Slots(count, threads, gpus), out / "logs", retries, tell)
-    _tables(jobs)
+        outcome = local_engine.run(left, slots, out / "logs", retries, tell)
     for name, line in outcome.failed.items():
         print(f"failed: {name}: {line.removeprefix('error: ')} (in {out / 'logs' / name}.log)", file=sys.stderr)
     if outcome.left_out:
         print(f"left out, since they need what failed: {', '.join(outcome.left_out)}", file=sys.stderr)
+    _tables(jobs)
     if outcome.stopped_by is not None:
-        again = ["om2p-train", "sweep", str(file), "--out", str(out), *(["--root", str(root)] if root else [])]
+        again = ["om2p-train", "sweep", str(file), "--out", str(out)]
+        for option, value in (("root", root), ("workers", workers), ("threads", threads)):
+            again += [f"--{option}", str(value)] if value is not None else []
         print(f"stopped; to go on: {shlex.join(again)}", file=sys.stderr)
         raise typer.Exit(128 + outcome.stopped_by)
     if outcome.failed:
         raise UserError(f"{len(outcome.failed)} of {len(jobs)} jobs failed; the same command tries them again")
+
+
+def _slots(device: str, workers: int | None, threads: int | None) -> Slots:
+    """What this machine has for jobs."""
+    import torch
+
+    from om2p_data.envs.vector import available_threads
+    from om2p_data.errors import UserError
+    from om2p_train.local_engine import Slots
+
+    cores = available_threads()
+    if device == "cpu":
+        return Slots(workers or max(1, cores // (threads or 1)), threads or 1)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = tuple(visible.split(",") if visible else map(str, range(torch.cuda.device_count())))
+    if torch.cuda.device_count() == 0:
+        raise UserError("the sweep wants device = 'cuda', and there is no GPU here")
+    count = workers or len(gpus)
+    return Slots(count, threads or max(1, cores // count), gpus)
 
 
 def _tables(jobs: list[Job]) -> None:

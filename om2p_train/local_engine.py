@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from om2p_data.errors import UserError
-from om2p_data.storage import reason
+from om2p_data.storage import locked, reason
 from om2p_train.interruption import wishes
 from om2p_train.sweep import Job, State
 
@@ -59,6 +61,7 @@ class _Running:
     job: Job
     process: subprocess.Popen
     log: IO
+    said_before: int  # bytes of the log
     slot: int
     began: float
 
@@ -79,17 +82,14 @@ def run(
         tell: called when a job begins, ends or fails, with what happened and its seconds so far.
 
     Raises:
-        UserError: the folder cannot be written, or what is on the disk contradicts the list.
+        UserError: another sweep is at work there, the folder cannot be written, no process can be started, or what is
+            on the disk contradicts the list.
     """
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {logs}: {reason(error)}") from error
     outcome = Outcome()
     waiting = [job for job in jobs if job.state() is not State.DONE]
     attempts = dict.fromkeys((job.name for job in waiting), 0)
     running: list[_Running] = []
-    with wishes() as wish:
+    with _held(logs), wishes() as wish:
         try:
             while waiting or running:
                 outcome.stopped_by = outcome.stopped_by or wish()
@@ -110,25 +110,27 @@ def run(
 def _start(
     waiting: list[Job], running: list[_Running], slots: Slots, logs: Path, tell: Callable[[Job, str, float], object]
 ) -> None:
-    for job in list(waiting):
-        if len(running) >= slots.count:
-            return
-        unfinished = {other.name for other in waiting} | {entry.job.name for entry in running}
-        if unfinished.isdisjoint(job.needs):
-            slot = next(number for number in range(slots.count) if number not in {entry.slot for entry in running})
-            waiting.remove(job)
+    unfinished = {job.name for job in waiting} | {entry.job.name for entry in running}
+    ready = [job for job in waiting if unfinished.isdisjoint(job.needs)]
+    for job in ready[: slots.count - len(running)]:
+        slot = next(number for number in range(slots.count) if number not in {entry.slot for entry in running})
+        words = [*job.arguments, *(["--threads", str(slots.threads)] if job.program == "om2p-train" else [])]
+        try:
             log = _log_of(logs, job).open("ab")
             process = subprocess.Popen(
-                [sys.executable, "-c", f"from {_MODULES[job.program]} import main; main()", *_with_threads(job, slots)],
+                [sys.executable, "-P", "-c", f"from {_MODULES[job.program]} import main; main()", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=_environment(slots, slot),
                 start_new_session=True,  # a terminal's Ctrl-C reaches the jobs through this process alone
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=functools.partial(_prepare, _cores_of(slots, slot)) if sys.platform == "linux" else None,
             )
-            running.append(_Running(job, process, log, slot, time.monotonic()))
-            tell(job, "begins", 0.0)
+        except OSError as error:
+            raise UserError(f"cannot start {job.name}: {reason(error)}") from error
+        waiting.remove(job)
+        running.append(_Running(job, process, log, log.tell(), slot, time.monotonic()))
+        tell(job, "begins", 0.0)
 
 
 def _end(
@@ -142,7 +144,7 @@ def _end(
 ) -> None:
     job, code = entry.job, entry.process.returncode
     seconds = time.monotonic() - entry.began
-    if code == 0:
+    if code == 0 or job.state() is State.DONE:  # a process can be killed after its work is on the disk
         tell(job, "done", seconds)
         return
     attempts[job.name] += 1
@@ -150,7 +152,8 @@ def _end(
         waiting.insert(0, job)
         tell(job, f"broke down (exit code {code}) and begins again", seconds)
         return
-    outcome.failed[job.name] = _last_line(_log_of(logs, job)) or f"exit code {code}"
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    outcome.failed[job.name] = _last_line(_log_of(logs, job), entry.said_before) or how
     tell(job, "failed", seconds)
 
 
@@ -169,18 +172,40 @@ def _stop(running: list[_Running]) -> None:
         entry.log.close()
 
 
-def _with_threads(job: Job, slots: Slots) -> list[str]:
-    return [*job.arguments, *(["--threads", str(slots.threads)] if job.program == "om2p-train" else [])]
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder, which is made if there is none, for one sweep at a time."""
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder, wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"another sweep is at work in {folder.parent}: wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {reason(error)}") from error
+        yield
 
 
 def _environment(slots: Slots, slot: int) -> dict[str, str]:
-    environment = os.environ | {"OMP_NUM_THREADS": str(slots.threads), "PYTHONUNBUFFERED": "1"}
+    threads = str(slots.threads)
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     if slots.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = slots.gpus[slot % len(slots.gpus)]
     return environment
 
 
-def _die_with_parent() -> None:
+def _cores_of(slots: Slots, slot: int) -> set[int]:
+    """The slot's own share of the cores, so that simulators take no more threads either; all where they are too few."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[slot * slots.threads : (slot + 1) * slots.threads]
+    return set(share) if len(cores) >= slots.count * slots.threads else set(cores)
+
+
+def _prepare(cores: set[int]) -> None:
+    """Between fork and exec: the share of the cores, and a wish to stop when this process dies."""
+    os.sched_setaffinity(0, cores)
     ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGTERM)
 
 
@@ -188,6 +213,6 @@ def _log_of(logs: Path, job: Job) -> Path:
     return logs / f"{job.name}.log"
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+def _last_line(path: Path, start: int) -> str:
+    lines = path.read_bytes()[start:].decode("utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -21,17 +21,18 @@ from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from om2p_data import dataset as datasets
+from om2p_data import metadata
 from om2p_data.envs import find
 from om2p_data.errors import UserError
 from om2p_data.recipe import Record, fill
-from om2p_data.storage import reason
+from om2p_data.storage import datasets_root, parse_id, reason
 from om2p_data.tiers import Tier
 from om2p_train import config, run_folder
 from om2p_train.config import Scale, TrainRecipe
 
 _HASH_LETTERS = 10
 _MOST_JOBS = 10_000
+_LONGEST_NAME = 100  # letters of a folder, besides the hash
 
 
 class SweepRecipe(Record):
@@ -120,15 +121,29 @@ class DataJob(Job):
             words += ["--version", str(self.version)]
         return (*words, *_root(self.root))
 
+    def content(self) -> dict[str, Any] | None:
+        """Metadata of the data set, None if there is none.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        folder = datasets_root(self.root) / self.dataset_id
+        return metadata.read(folder, parse_id(self.dataset_id)) if folder.is_dir() else None
+
     def state(self) -> State:
-        found = next((entry for entry in datasets.list_datasets(self.root) if entry.id == self.dataset_id), None)
-        if found is None:
+        content = self.content()
+        if content is None:
             return State.WAITING
-        if self.transitions is not None and found.transitions < self.transitions:
-            raise UserError(
-                f"{self.dataset_id} is there with {found.transitions:,} transitions, and the sweep wants "
-                f"{self.transitions:,}: take transitions = {found.transitions}, or another version"
-            )
+        made = content.get("collection", {})
+        for key, field, wanted in (
+            ("transitions", "transitions_requested", self.transitions),
+            ("data_seed", "seed", self.seed),
+        ):
+            if field in made and made[field] != wanted:
+                raise UserError(
+                    f"{self.dataset_id} is there already, made with {key} = {_said(made[field])}, and the sweep wants "
+                    f"{key} = {_said(wanted)}: change that, or take another version"
+                )
         return State.DONE
 
 
@@ -144,7 +159,8 @@ class TrainJob(Job):
     device: str
     settings: tuple[str, ...]
     folder: Path
-    root: Path | None
+    data: DataJob
+    recipe: dict[str, Any]
 
     program = "om2p-train"
 
@@ -153,12 +169,21 @@ class TrainJob(Job):
         words = ["run", "--dataset", self.dataset_id, "--algo", self.algorithm]
         words += ["--seeds", ",".join(map(str, self.seeds)), "--scale", self.scale.value, "--device", self.device]
         words += [word for setting in self.settings for word in ("--set", setting)]
-        return (*words, "--out", str(self.folder), "--resume", "--quiet", "--no-tensorboard", *_root(self.root))
+        return (*words, "--out", str(self.folder), "--resume", "--quiet", "--no-tensorboard", *_root(self.data.root))
 
     def state(self) -> State:
         if not run_folder.holds_run(self.folder):
             return State.WAITING
-        return State.DONE if run_folder.read_facts(self.folder)["finished"] else State.BEGUN
+        facts = run_folder.read_facts(self.folder)
+        content = self.data.content()
+        if content is not None and content.get("content_hash") != facts["dataset_hash"]:
+            raise UserError(
+                f"{self.folder} learned from other contents of {self.dataset_id} than are there now: remove that "
+                "folder, or choose another --out"
+            )
+        if facts["recipe"] != json.loads(json.dumps(self.recipe)):
+            raise UserError(f"{self.folder} holds a run of another recipe, which was changed meanwhile: remove it")
+        return State.DONE if facts["finished"] else State.BEGUN
 
 
 def read(path: Path) -> SweepRecipe:
@@ -205,7 +230,7 @@ def jobs(recipe: SweepRecipe, out: Path, base: Path, root: Path | None = None) -
                 dataset_id=dataset_id,
                 alias=task.alias,
                 tier=tier,
-                transitions=recipe.transitions,
+                transitions=None if tier is Tier.MEDIUM_REPLAY else recipe.transitions,  # it is as long as it is
                 seed=recipe.data_seed,
                 version=recipe.version,
                 root=root,
@@ -216,7 +241,7 @@ def jobs(recipe: SweepRecipe, out: Path, base: Path, root: Path | None = None) -
         resolved = config.load(source, task.name, tier, recipe.scale, settings)
         label = resolved.name + (f" {variant}" if variant else "")
         identity = _identity(recipe, data, resolved)
-        name = _file_name(f"{task.alias}-{tier.value}-{label}-{_digest(identity)}")
+        name = f"{_file_name(f'{task.alias}-{tier.value}-{resolved.name}')}-{_digest(identity)}"
         job = TrainJob(
             name=name,
             needs=(data.name,),
@@ -228,17 +253,14 @@ def jobs(recipe: SweepRecipe, out: Path, base: Path, root: Path | None = None) -
             device=recipe.device,
             settings=settings,
             folder=out / name,
-            root=root,
+            data=data,
+            recipe=resolved.tables(),
         )
-        twin = next((other for other in cells.values() if _same(other, job)), None)
+        twin = cells.get(job.folder)
         if twin is not None:
             raise UserError(f"{twin.label!r} and {label!r} on {dataset_id} are the same run: their settings are equal")
         cells[job.folder] = job
     return [*made.values(), *cells.values()]
-
-
-def _same(one: TrainJob, other: TrainJob) -> bool:
-    return one.name.rpartition("-")[2] == other.name.rpartition("-")[2]
 
 
 def _identity(recipe: SweepRecipe, data: DataJob, resolved: TrainRecipe) -> dict[str, Any]:
@@ -249,7 +271,7 @@ def _identity(recipe: SweepRecipe, data: DataJob, resolved: TrainRecipe) -> dict
         "data_seed": data.seed,
         "recipe": resolved.tables(),
         "scale": resolved.scale.value,
-        "seeds": list(recipe.seeds),
+        "seeds": sorted(recipe.seeds),
         "device": recipe.device,
     }
 
@@ -259,7 +281,11 @@ def _digest(identity: Mapping[str, Any]) -> str:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text)
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text)[:_LONGEST_NAME]
+
+
+def _said(value: object) -> object:
+    return "the default" if value is None else value
 
 
 def _root(root: Path | None) -> Sequence[str]:

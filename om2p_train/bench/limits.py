@@ -1,7 +1,7 @@
-"""What an update must cost at least: its arithmetic and its memory traffic at the rates that this machine reaches.
+"""What an update should cost at least: its arithmetic, then its memory traffic, at the rates this machine reaches.
 
 Counted are products of matrices, nearly all of the arithmetic, and what optimiser and target averaging must read and
-write. Activations are not: they can stay in a cache.
+write. Activations are not: they can stay in a cache. Small networks' weights can, too, so for them it is an estimate.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Machine:
 
 def work_of(case: Case, recipe: TrainRecipe, dataset: Dataset) -> Work:
     """Counts one update of the recipe; for a run of several stages, one of the first."""
-    plain = recipe.compute.model_copy(update={"fused": False})  # the counter sees PyTorch's operations only
+    # The counter sees PyTorch's own operations only.
+    plain = recipe.compute.model_copy(update={"fused": False, "compile": False})
     one_by_one = dataclasses.replace(case, graphs=False)
     algorithm, learner = learner_of(one_by_one, dataclasses.replace(recipe, compute=plain), dataset)
     learner.update()
@@ -81,6 +82,6 @@ def _seconds(work: Callable[[], object], device: str) -> float:
         began = time.perf_counter()
         work()
         if device != "cpu":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[2:])

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from om2p_data.storage import locked
+
 SWEEP = """
 tasks = ["cn"]
 tiers = ["random"]
@@ -74,7 +76,7 @@ def test_a_sweep_goes_on_after_a_signal_and_after_the_death_of_its_workers(run, 
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert err.splitlines()[-1] == "stopped; to go on: om2p-train sweep mine.toml --out sweeps/mine"
+    assert err.splitlines()[-1] == "stopped; to go on: om2p-train sweep mine.toml --out sweeps/mine --workers 1"
 
     process = begun("mine.toml", "--workers", "1")
     wait_for(lambda: len(children(process.pid)) > 0)
@@ -97,7 +99,7 @@ def test_what_fails_is_named_and_the_rest_is_done(run, here):
     found = run("om2p-train", "sweep", "mine.toml", "--workers", "1", "--quiet")
     assert found.code == 2
     first, last = found.err.splitlines()
-    assert first.startswith("failed: cn-random-bc_big-")
+    assert first.startswith("failed: cn-random-bc-")
     assert "optimizer.batch_size is 100000" in first
     assert last == "error: 1 of 3 jobs failed; the same command tries them again"
     assert "1 of 2 cells are missing: bc big" in found.out
@@ -112,10 +114,37 @@ def test_cells_without_their_data_are_left_out(run, here):
     assert "left out, since they need what failed: cn-random-bc-" in found.err
 
 
-def test_a_smaller_data_set_of_the_same_id_is_no_match(run, here):
+@pytest.mark.parametrize(
+    ("made", "line"),
+    [
+        (["--transitions", "100"], "made with transitions = 100, and the sweep wants transitions = 500"),
+        (["--transitions", "500", "--seed", "3"], "made with data_seed = 3, and the sweep wants data_seed = 0"),
+    ],
+)
+def test_other_data_of_the_same_id_are_no_match(run, here, made, line):
     Path("mine.toml").write_text(SWEEP)
-    assert run("om2p-data", "generate", "--env", "cn", "--tier", "random", "--transitions", "100", "--quiet").code == 0
+    assert run("om2p-data", "generate", "--env", "cn", "--tier", "random", "--quiet", *made).code == 0
     found = run("om2p-train", "sweep", "mine.toml")
     assert found.code == 2
-    assert "is there with 100 transitions, and the sweep wants 500" in found.err
+    assert line in found.err
     assert len(found.err.splitlines()) == 1
+
+
+def test_finished_cells_are_held_against_the_data_that_are_there(run, here):
+    Path("mine.toml").write_text(SWEEP.replace('["bc", "bc-flow"]', '["bc"]'))
+    assert run("om2p-train", "sweep", "mine.toml", "--quiet").code == 0
+    again = ["--env", "cn", "--tier", "random", "--transitions", "500", "--quiet", "--overwrite"]
+    assert run("om2p-data", "generate", *again, "--set", "collection.num_envs=3").code == 0
+    found = run("om2p-train", "sweep", "mine.toml")
+    assert found.code == 2
+    assert "learned from other contents of om2p/cooperative-navigation/random-v0" in found.err
+    assert len(found.err.splitlines()) == 1
+
+
+def test_one_sweep_at_a_time_in_a_folder(run, here):
+    Path("mine.toml").write_text(SWEEP)
+    Path("sweeps/mine/logs").mkdir(parents=True)
+    with locked(Path("sweeps/mine/logs"), wait=False):
+        found = run("om2p-train", "sweep", "mine.toml")
+    assert found.code == 2
+    assert "another sweep is at work in sweeps/mine" in found.err

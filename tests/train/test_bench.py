@@ -76,3 +76,9 @@ def test_the_queue_stops_at_its_limit(queue, tmp_path):
     assert result.returncode == 0
     assert "out of time before tests" in result.stdout
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_job_that_is_none_is_named(queue):
+    result = queue(JOBS="profile-om2p profile-nobody")
+    assert result.returncode == 2
+    assert "JOBS names profile-nobody" in result.stderr

@@ -81,7 +81,14 @@ def test_a_folder_is_named_by_what_decides_the_result(tmp_path, more, same):
 def test_names_of_variants_and_the_order_of_cells_do_not_change_a_folder(tmp_path):
     one = expanded(tmp_path, CN + '[variants]\na = ["run.updates=7"]\n')[-1]
     two = expanded(tmp_path, CN.replace('["bc"]', '["om2p", "bc"]') + '[variants]\nb = ["run.updates=7"]\n')[-1]
-    assert one.name.rpartition("-")[2] == two.name.rpartition("-")[2]
+    assert isinstance(one, TrainJob)
+    assert isinstance(two, TrainJob)
+    assert one.folder == two.folder == expanded(tmp_path, CN + 'settings = ["run.updates=7"]\n')[-1].folder  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_replay_memory_is_as_long_as_it_is(tmp_path):
+    text = CN.replace('["medium"]', '["medium", "medium-replay"]') + "transitions = 100\n"
+    assert ["--transitions" in job.arguments for job in expanded(tmp_path, text)[:2]] == [True, False]
 
 
 def test_a_recipe_file_beside_the_sweep(tmp_path):
