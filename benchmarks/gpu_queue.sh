@@ -30,7 +30,7 @@ export PYTHONUNBUFFERED=1
 if [ "$SCALE" = paper ]; then
   precisions=full,tf32,bf16 seconds=2 repeats=5 transitions=1000000 endured=100000
 else
-  precisions=full seconds=0.2 repeats=2 transitions=5000 endured=500
+  precisions=full seconds=0.2 repeats=2 transitions=5000 endured=200
 fi
 
 om2p() { # om2p data|train ARGUMENTS...

@@ -21,7 +21,7 @@ seeds = [0, 1]
 transitions = 500
 settings = ["run.updates=20", "run.evaluate_every=10", "run.evaluation_episodes=4", "network.hidden=[8]"]
 """
-LONG = SWEEP.replace("run.updates=20", "run.updates=1000").replace("every=10", "every=20")
+LONG = SWEEP.replace("run.updates=20", "run.updates=400").replace("every=10", "every=20")
 
 
 @pytest.fixture

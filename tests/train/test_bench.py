@@ -64,7 +64,7 @@ def test_the_queue_does_every_job_once(queue, tmp_path):
     assert first.returncode == 0, first.stderr
     assert "GFLOP an update" in (tmp_path / "out" / "profile-om2p.txt").read_text()
     points = json.loads((tmp_path / "out" / "endurance-om2p.json").read_text())["rows"]
-    assert points[-1]["updates"] == 500
+    assert points[-1]["updates"] == 200
     assert "== " not in queue(JOBS=jobs).stdout
     listed = queue("--list").stdout.splitlines()
     assert "done     profile-om2p" in listed
