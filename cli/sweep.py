@@ -30,6 +30,9 @@ def sweep(
     ] = None,
     retries: Annotated[int, typer.Option(help="Further attempts at a job that breaks down.", min=0)] = 2,
     list_: Annotated[bool, typer.Option("--list", help="Show the jobs, how far they are and their commands.")] = False,
+    sbatch: Annotated[
+        Path | None, typer.Option(help="Run nothing here: write array scripts for Slurm into this folder.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Make the data sets and train all the cells of a sweep, as many at a time as the machine allows.
@@ -51,6 +54,9 @@ def sweep(
             print(f"{states[job.name].value:8} {job.name}\n         {job.command}")
         return
     left = [job for job in jobs if states[job.name] is not sweeps.State.DONE]
+    if sbatch is not None:
+        print(f"{len(left)} of {len(jobs)} jobs are to be done; to hand them to Slurm: {_written(left, sbatch, file)}")
+        return
     slots = _slots(recipe.device if left else "cpu", workers, threads)
     with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=file.stem, unit="job", disable=quiet) as bar:
 
@@ -74,6 +80,15 @@ def sweep(
         raise typer.Exit(128 + outcome.stopped_by)
     if outcome.failed:
         raise UserError(f"{len(outcome.failed)} of {len(jobs)} jobs failed; the same command tries them again")
+
+
+def _written(jobs: list[Job], folder: Path, file: Path) -> Path:
+    from om2p_data.errors import UserError
+    from om2p_train import slurm
+
+    if not jobs:
+        raise UserError(f"all jobs of {file} are done: there is nothing for Slurm to do")
+    return slurm.write(jobs, folder, file.stem)
 
 
 def _slots(device: str, workers: int | None, threads: int | None) -> Slots:

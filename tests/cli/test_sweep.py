@@ -148,3 +148,35 @@ def test_one_sweep_at_a_time_in_a_folder(run, here):
         found = run("om2p-train", "sweep", "mine.toml")
     assert found.code == 2
     assert "another sweep is at work in sweeps/mine" in found.err
+
+
+SBATCH = """#!/usr/bin/env bash
+# Stands in for Slurm: does every task of an array at once, and says what it was asked for.
+script="${@: -1}"
+echo "$*" >> asked.txt
+last=$(sed -n 's/^#SBATCH --array=1-//p' "$script")
+for task in $(seq "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$script" > /dev/null 2>&1 || exit 1; done
+echo "7;cluster"
+"""
+
+
+def test_scripts_for_slurm_do_the_sweep(run, here, monkeypatch):
+    Path("mine.toml").write_text(SWEEP)
+    stand_in = Path("bin/sbatch")
+    stand_in.parent.mkdir()
+    stand_in.write_text(SBATCH)
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent.resolve()}:{os.environ['PATH']}")
+    found = run("om2p-train", "sweep", "mine.toml", "--sbatch", "slurm scripts")
+    assert found.code == 0, found.err
+    assert found.out.startswith("3 of 3 jobs are to be done")
+    subprocess.run(["slurm scripts/submit.sh", "--partition=night"], check=True, capture_output=True)
+    first, second = Path("asked.txt").read_text().splitlines()
+    assert first.startswith("--parsable --partition=night ")
+    assert second.startswith("--dependency=afterok:7 --kill-on-invalid-dep=yes --partition=night ")
+    done = run("om2p-train", "sweep", "mine.toml", "--quiet")
+    assert done.code == 0
+    assert "| bc-flow " in done.out
+    again = run("om2p-train", "sweep", "mine.toml", "--sbatch", "slurm scripts")
+    assert again.code == 2
+    assert "all jobs of mine.toml are done" in again.err
