@@ -28,7 +28,9 @@ def sweep(
         int | None,
         typer.Option(help="CPU threads of each job. Default: 1; beside a GPU, a share of the cores.", min=1),
     ] = None,
-    retries: Annotated[int, typer.Option(help="Further attempts at a job that breaks down.", min=0)] = 2,
+    retries: Annotated[
+        int | None, typer.Option(help="Further attempts at a job that breaks down. Default: 2.", min=0)
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the jobs, how far they are and their commands.")] = False,
     sbatch: Annotated[
         Path | None, typer.Option(help="Run nothing here: write array scripts for Slurm into this folder.")
@@ -66,7 +68,7 @@ def sweep(
             if what == "done":
                 bar.update()
 
-        outcome = local_engine.run(left, slots, out / "logs", retries, tell)
+        outcome = local_engine.run(left, slots, out / "logs", 2 if retries is None else retries, tell)
     for name, line in outcome.failed.items():
         print(f"failed: {name}: {line.removeprefix('error: ')} (in {out / 'logs' / name}.log)", file=sys.stderr)
     if outcome.left_out:
@@ -74,7 +76,7 @@ def sweep(
     _tables(jobs)
     if outcome.stopped_by is not None:
         again = ["om2p-train", "sweep", str(file), "--out", str(out)]
-        for option, value in (("root", root), ("workers", workers), ("threads", threads)):
+        for option, value in (("root", root), ("workers", workers), ("threads", threads), ("retries", retries)):
             again += [f"--{option}", str(value)] if value is not None else []
         print(f"stopped; to go on: {shlex.join(again)}", file=sys.stderr)
         raise typer.Exit(128 + outcome.stopped_by)

@@ -54,9 +54,10 @@ _NORM_EPS = _f32(1e-5)  # PyTorch's
 
 # Sums in any order, but no assumption that values are finite: a loss that has become NaN must stay so.
 #
-# A loop that writes is compiled twice, for arrays far apart and for arrays close together, and which of them runs
-# depends on where memory happens to lie. Both must round alike, or a run could not be repeated: so a loop that writes
-# does not sum into a scalar, and a division is a division (vectors alone would be given an approximate reciprocal).
+# A division is a division: with "arcp" (approximate reciprocals) the process that compiled the kernels got other numbers
+# than those that loaded them, and a resumed run was no longer the one that was interrupted. Why was not found out.
+# A compiler may give a loop that writes several versions, chosen by the distance of its arrays, so such a loop does not
+# sum into a scalar: the versions could round differently.
 _ARITHMETIC = {"reassoc", "contract", "nsz"}
 _MATHS = {"cache": True, "fastmath": _ARITHMETIC, "error_model": "numpy"}  # numba's own error model hinders SIMD
 

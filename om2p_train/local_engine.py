@@ -117,6 +117,7 @@ def _start(
         words = [*job.arguments, *(["--threads", str(slots.threads)] if job.program == "om2p-train" else [])]
         try:
             log = _log_of(logs, job).open("ab")
+            said_before = log.tell()
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", f"from {_MODULES[job.program]} import main; main()", *words],
                 stdin=subprocess.DEVNULL,
@@ -129,7 +130,7 @@ def _start(
         except OSError as error:
             raise UserError(f"cannot start {job.name}: {reason(error)}") from error
         waiting.remove(job)
-        running.append(_Running(job, process, log, log.tell(), slot, time.monotonic()))
+        running.append(_Running(job, process, log, said_before, slot, time.monotonic()))
         tell(job, "begins", 0.0)
 
 

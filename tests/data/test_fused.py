@@ -208,7 +208,7 @@ def test_kernels_leave_the_number_of_threads_alone() -> None:
 
 
 def test_numbers_depend_neither_on_threads_nor_on_where_memory_lies() -> None:
-    """Small networks, whose arrays lie so close together that compiled loops take another way."""
+    """Small networks whose arrays lie close together, in changing order, on one thread and on two."""
     _, twin = networks(3, 5, 2, (16, 8), Activation.GELU, True)
     leaf = normal(3, 70, 5).requires_grad_()
 

@@ -129,3 +129,9 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, text, line):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the sweep .*none\.toml"):
         sweep.read(tmp_path / "none.toml")
+
+
+def test_the_documented_file_expands(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "runs.md").read_text().split("```toml\n")[1].split("```")[0]
+    jobs = expanded(tmp_path, text)
+    assert sum(isinstance(job, TrainJob) for job in jobs) == 2 * 2 * 2 * 2
