@@ -54,8 +54,8 @@ _NORM_EPS = _f32(1e-5)  # PyTorch's
 
 # Sums in any order, but no assumption that values are finite: a loss that has become NaN must stay so.
 #
-# A division is a division: with "arcp" (approximate reciprocals) the process that compiled the kernels got other numbers
-# than those that loaded them, and a resumed run was no longer the one that was interrupted. Why was not found out.
+# A division is a division: with "arcp" (approximate reciprocals) the process that compiled the kernels got other
+# numbers than those that loaded them, and a resumed run was no longer the interrupted one. Why was not found out.
 # A compiler may give a loop that writes several versions, chosen by the distance of its arrays, so such a loop does not
 # sum into a scalar: the versions could round differently.
 _ARITHMETIC = {"reassoc", "contract", "nsz"}
