@@ -70,6 +70,26 @@ class Dataset:
     policies: tuple[BehaviorPolicy, ...]
     episodes: Episodes
 
+    def card(self) -> dict[str, Any]:
+        """What somebody who has not got the data should know of them, as plain values."""
+        made = self.metadata.get("collection", {})
+        return {
+            "summary": self.environment.summary,
+            "tier": self.metadata["tier"],
+            "agents": list(self.environment.spec.agents),
+            "horizon": self.environment.horizon,
+            "episodes": self.episodes.num_episodes,
+            "transitions": self.episodes.num_transitions,
+            "team_return": metadata.statistics(self.episodes)["team_return"],
+            "policies": [
+                {key: getattr(policy, key) for key in ("name", "algorithm", "seed", "return_mean", "episodes")}
+                for policy in self.policies
+            ],
+            "tier_sources": self.metadata.get("tier_sources", []),
+            "seed": made.get("seed"),
+            "commit": made.get("commit"),
+        }
+
 
 @dataclass(frozen=True)
 class Summary:

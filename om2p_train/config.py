@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,10 @@ class RunConfig(Record):
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """Everything that decides what a run learns, besides its data and seeds."""
+    """Everything that decides what a run learns, besides its data and seeds.
+
+    `settings` are the overrides that went into the tables: they tell variants of a recipe apart, whatever the task.
+    """
 
     name: str
     scale: Scale
@@ -56,6 +59,7 @@ class TrainRecipe:
     optimizer: OptimizerConfig
     compute: ComputeConfig
     options: Options
+    settings: tuple[str, ...] = field(default=(), compare=False)
 
     def tables(self) -> dict[str, Any]:
         """The recipe as plain values."""
@@ -92,7 +96,7 @@ def load(
     task: str,
     tier: Tier | None,
     scale: Scale | None = None,
-    settings: Iterable[str] = (),
+    settings: Sequence[str] = (),
 ) -> TrainRecipe:
     """Resolve a recipe for a task and tier.
 
@@ -143,6 +147,7 @@ def load(
         optimizer=recipe.fill(OptimizerConfig, layers.get("optimizer", {}), label, "optimizer"),
         compute=recipe.fill(ComputeConfig, layers.get("compute", {}), label, "compute"),
         options=recipe.fill(algorithm.options_type, layers.get("options", {}), label, "options"),
+        settings=tuple(settings),
     )
 
 

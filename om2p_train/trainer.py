@@ -25,6 +25,7 @@ import torch
 
 from om2p_data.dataset import Dataset
 from om2p_data.errors import UserError
+from om2p_data.measuring import cpu_model
 from om2p_data.provenance import commit
 from om2p_data.storage import reason
 from om2p_train import algorithms, run_folder
@@ -307,9 +308,11 @@ def _circumstances(job: _Job) -> dict[str, Any]:
     with _own_threads():
         random = random_return(job.dataset.environment) if job.obstacle is None else None
     return {
+        "settings": list(job.recipe.settings),
+        "dataset_card": job.dataset.card(),
         "dataset_return_mean": float(job.dataset.episodes.team_returns.mean()),
         "random_return_mean": random,
-        "hardware": torch.cuda.get_device_name(job.device) if cuda else platform.machine(),
+        "hardware": torch.cuda.get_device_name(job.device) if cuda else cpu_model(),
         "threads": torch.get_num_threads(),
         "started": _now(),
         **_code(),

@@ -1,0 +1,162 @@
+"""The papers' tables and figures as job lists (`recipes/paper/`), at a scale of `recipes/protocols.toml`."""
+
+from __future__ import annotations
+
+import enum
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from om2p_data import recipe
+from om2p_data.envs import find
+from om2p_data.errors import UserError, unknown
+from om2p_data.recipe import Record
+from om2p_data.tiers import Tier
+from om2p_train import sweep
+from om2p_train.config import Scale
+from om2p_train.sweep import Job, SweepRecipe, TrainJob
+
+_FOLDER = "paper"  # of the bundled recipes
+
+
+class Show(enum.Enum):
+    """How the runs of a part are laid before the reader."""
+
+    TABLE = "table"  # data sets by methods, beside the published numbers
+    COST = "cost"  # seconds and memory of each method
+    AXIS = "axis"  # return against one key of the recipe
+    BARS = "bars"  # each method's average over the data sets
+
+
+class Part(Record):
+    """One sweep of an experiment, and how it is shown.
+
+    What is left out of `seeds` comes from the protocol; `settings` are added to the protocol's.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9-]+$", description="of the files that show it")
+    title: str
+    show: Show
+    axis: str | None = Field(default=None, description="table.key of the recipe on the x axis")
+    tasks: tuple[str, ...] = Field(min_length=1)
+    tiers: tuple[Tier, ...] = Field(min_length=1)
+    algorithms: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] | None = None
+    settings: tuple[str, ...] = ()
+    variants: dict[str, tuple[str, ...]] = Field(default={"": ()}, min_length=1)
+
+    @model_validator(mode="after")
+    def _axis_where_shown(self) -> Part:
+        if (self.axis is not None) != (self.show is Show.AXIS):
+            raise ValueError("a part has an axis where show = 'axis', and only there")
+        return self
+
+
+class Experiment(Record):
+    """A table or figure.
+
+    Attributes:
+        published: task -> tier -> recipe -> [mean] or [mean, standard deviation over seeds] of raw team returns.
+        published_cost: recipe -> [MB, seconds].
+    """
+
+    title: str
+    source: str = Field(description="where the published numbers stand")
+    one_at_a_time: bool = Field(default=False, description="whether its runs are timed")
+    part: tuple[Part, ...] = Field(min_length=1)
+    published: dict[str, dict[Tier, dict[str, tuple[float, ...]]]] = Field(default={})
+    published_cost: dict[str, tuple[float, float]] = Field(default={})
+
+
+class Protocol(Record):
+    """How much of everything is taken (keys as in a sweep file)."""
+
+    scale: Scale
+    device: str
+    seeds: tuple[int, ...]
+    transitions: int
+    settings: tuple[str, ...] = ()
+
+
+def names() -> list[str]:
+    """The experiments that can be reproduced."""
+    return recipe.bundled(_FOLDER)
+
+
+def read(name: str) -> Experiment:
+    """One of them.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in names():
+        raise unknown("experiment", name, names())
+    tables, label = recipe.read(name, _FOLDER)
+    return recipe.fill(Experiment, tables, label)
+
+
+def protocol(name: str) -> Protocol:
+    """A scale of reproduction: `cpu`, `paper` or `strict`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    text = resources.files("om2p_recipes").joinpath("protocols.toml").read_text(encoding="utf-8")
+    tables: dict[str, Any] = tomllib.loads(text)
+    if name not in tables:
+        raise unknown("scale", name, tables)
+    return recipe.fill(Protocol, tables[name], "protocols.toml", name)
+
+
+def narrowed(part: Part, tasks: Sequence[str], tiers: Sequence[Tier]) -> Part | None:
+    """A part on some of its tasks and tiers; empty means all. None if nothing is left of it."""
+    wanted = {find(task).name for task in tasks}
+    kept = tuple(task for task in part.tasks if not wanted or find(task).name in wanted)
+    some = tuple(tier for tier in part.tiers if not tiers or tier in tiers)
+    return part.model_copy(update={"tasks": kept, "tiers": some}) if kept and some else None
+
+
+def jobs(
+    parts: Sequence[Part], amount: Protocol, out: Path, root: Path | None = None
+) -> tuple[list[Job], dict[str, list[TrainJob]]]:
+    """What an experiment needs.
+
+    Args:
+        parts: of the experiment.
+        amount: the scale of reproduction.
+        out: folder for the runs.
+        root: folder of data sets; by default Minari's.
+
+    Returns:
+        All jobs, data sets first and nothing twice; and the cells of each part by its name.
+
+    Raises:
+        UserError: a recipe is wrong, or nothing is to be done.
+    """
+    if not parts:
+        raise UserError("the experiment has none of these tasks and tiers")
+    every: dict[str, Job] = {}
+    cells: dict[str, list[TrainJob]] = {}
+    for part in parts:
+        found = sweep.jobs(_sweep(part, amount), out, Path(), root)
+        every |= {job.name: job for job in found}
+        cells[part.name] = [job for job in found if isinstance(job, TrainJob)]
+    return sorted(every.values(), key=lambda job: isinstance(job, TrainJob)), cells
+
+
+def _sweep(part: Part, amount: Protocol) -> SweepRecipe:
+    return SweepRecipe(
+        tasks=part.tasks,
+        tiers=part.tiers,
+        algorithms=part.algorithms,
+        seeds=part.seeds or amount.seeds,
+        scale=amount.scale,
+        device=amount.device,
+        settings=(*amount.settings, *part.settings),
+        variants=part.variants,
+        transitions=amount.transitions,
+    )
