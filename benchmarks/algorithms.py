@@ -16,9 +16,11 @@ import numpy as np
 from common import RESULTS
 
 from om2p_data import dataset
+from om2p_data.inspect import drawing
 from om2p_data.measuring import QUIET_POOLS, ensure_environment, print_table, write_results
 from om2p_data.storage import parse_id
-from om2p_train import report
+from om2p_train import results
+from om2p_train.reporting import figures
 from om2p_train.run_folder import RUN_FILE
 
 _RUN = [sys.executable, "-c", "from om2p_cli.train import main; main()", "run", "--quiet", "--no-tensorboard"]
@@ -54,7 +56,8 @@ def main() -> None:
     ]
     shown = ("recipe", "mean", "std", "lowest", "highest", "updates", "updates_per_second", "peak_mb")
     print_table([{key: row[key] for key in shown} for row in rows])
-    runs = report.read_all(folders)
+    found = results.gather(folders)
+    runs = found.runs
     returns = data.episodes.team_returns
     settings: dict[str, Any] = {
         "dataset": data.id,
@@ -70,7 +73,7 @@ def main() -> None:
     }
     name = f"algorithms_{data.task.alias if data.task is not None else parsed.task}_{parsed.tier}"
     write_results(arguments.out / f"{name}.json", rows, settings, "om2p", "torch", "numpy", "minari")
-    report.curves(runs, arguments.out / f"{name}.png")
+    drawing.save_all({name: lambda theme: figures.curves(found, theme)}, arguments.out)
 
 
 def _trained(name: str, settings: list[str], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def _trained(name: str, settings: list[str], folder: Path, arguments: argparse.N
         command += ["--threads", str(arguments.threads)]
     if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
         raise SystemExit(f"recipe {name} failed")
-    run = report.read(folder)
+    run = results.read(folder)
     timing = json.loads((folder / RUN_FILE).read_text())["timing"]
     final = run.final
     return {

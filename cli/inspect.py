@@ -64,10 +64,10 @@ def plot(
     root: Root = None,
 ) -> None:
     """Draw data sets: returns beside the published ones, order of collection, sources, coverage, actions."""
-    from om2p_data.inspect import figures, statistics
+    from om2p_data.inspect import drawing, figures, statistics
 
     found = [statistics.study(dataset_id, root) for dataset_id in dataset_ids]
-    for path in figures.save_all(figures.plan(found), out, figures.DARK if dark else figures.LIGHT):
+    for path in drawing.save_all(figures.plan(found), out, drawing.DARK if dark else drawing.LIGHT):
         print(path)
 
 

@@ -113,17 +113,8 @@ def _slots(device: str, workers: int | None, threads: int | None) -> Slots:
 
 
 def _tables(jobs: list[Job]) -> None:
-    """One table a data set, of the cells that are done."""
-    from om2p_train import report
-    from om2p_train.sweep import State, TrainJob
+    """Tables of the cells that are done, and what is missing."""
+    from om2p_train import reporting
+    from om2p_train.sweep import results
 
-    cells = [job for job in jobs if isinstance(job, TrainJob)]
-    for dataset_id in dict.fromkeys(cell.dataset_id for cell in cells):
-        ours = [cell for cell in cells if cell.dataset_id == dataset_id]
-        done = [cell for cell in ours if cell.state() is State.DONE]
-        if done:
-            print(report.table(report.read_all([cell.folder for cell in done])))
-        if len(done) < len(ours):
-            missing = ", ".join(cell.label for cell in ours if cell not in done)
-            print(f"{dataset_id}: {len(ours) - len(done)} of {len(ours)} cells are missing: {missing}")
-        print()
+    print(reporting.text(results(jobs)))

@@ -68,7 +68,7 @@ def run(
     import torch
 
     from om2p_data.errors import unknown
-    from om2p_train import report
+    from om2p_train import reporting, results
     from om2p_train.config import Scale
     from om2p_train.interruption import Interrupted
     from om2p_train.loggers import Loggers
@@ -110,29 +110,30 @@ def run(
         raise typer.Exit(128 + stop.number) from None
     if not worked:
         print(f"the run in {plan.folder} is finished already\n")
-    print(report.table([report.read(plan.folder)]))
+    print(reporting.text(results.gather([plan.folder])))
     print(f"\nin {plan.folder}")
 
 
 @app.command("report")
 def report_(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders on one data set.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for table.md and curves.png.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders with some below, such as a sweep's.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html, table.md, table.tex, results.csv, and the figures as PNG and PDF."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Results",
 ) -> None:
-    """Print the table of final returns, and draw the learning curves."""
-    from om2p_data.errors import UserError
-    from om2p_train import report
+    """Compare runs: returns and intervals, comparison over data sets, figures, and one page with all of it.
 
-    found = report.read_all(runs)
-    text = report.table(found)
-    print(text)
+    Runs below a folder that have not finished, and methods that a data set lacks, are named as missing.
+    """
+    from om2p_train import reporting, results
+
+    found = results.gather(runs)
+    print(reporting.text(found))
     if out is not None:
-        report.curves(found, out / "curves.png")
-        try:
-            (out / "table.md").write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {out / 'table.md'}: {error.strerror}") from error
-        print(f"\nwrote {out / 'table.md'} and {out / 'curves.png'}")
+        paths = reporting.write(found, out, title)
+        print(f"\nwrote {', '.join(path.name for path in paths)} in {out}")
 
 
 @app.command()

@@ -40,6 +40,7 @@ class Part(Record):
 
     name: str = Field(pattern=r"^[a-z0-9-]+$", description="of the files that show it")
     title: str
+    claim: str = Field(default="", description="what the source says of it, where it gives no numbers that we have")
     show: Show
     axis: str | None = Field(default=None, description="table.key of the recipe on the x axis")
     tasks: tuple[str, ...] = Field(min_length=1)

@@ -29,6 +29,8 @@ from om2p_data.storage import datasets_root, parse_id, reason
 from om2p_data.tiers import Tier
 from om2p_train import config, run_folder
 from om2p_train.config import Scale, TrainRecipe
+from om2p_train.results import Gap, Results, assemble
+from om2p_train.results import read as read_run
 
 _HASH_LETTERS = 10
 _MOST_JOBS = 10_000
@@ -261,6 +263,19 @@ def jobs(recipe: SweepRecipe, out: Path, base: Path, root: Path | None = None) -
             raise UserError(f"{twin.label!r} and {label!r} on {dataset_id} are the same run: their settings are equal")
         cells[job.folder] = job
     return [*made.values(), *cells.values()]
+
+
+def results(every: Sequence[Job]) -> Results:
+    """The runs of the cells that are done; the others are its gaps.
+
+    Raises:
+        UserError: a run is damaged, or learned from other data than its fellows.
+    """
+    cells = [job for job in every if isinstance(job, TrainJob)]
+    states = {cell.name: cell.state() for cell in cells}
+    why = {State.BEGUN: "not finished", State.WAITING: "not begun"}
+    gaps = [Gap(cell.dataset_id, cell.label, why[states[cell.name]]) for cell in cells if states[cell.name] in why]
+    return assemble([read_run(cell.folder) for cell in cells if states[cell.name] is State.DONE], gaps)
 
 
 def _identity(recipe: SweepRecipe, data: DataJob, resolved: TrainRecipe) -> dict[str, Any]:

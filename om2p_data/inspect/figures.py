@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
@@ -17,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from om2p_data.errors import UserError
+from om2p_data.inspect.drawing import LIGHT, Draw, Theme, cycle, styled
 from om2p_data.inspect.statistics import Study, action_bounds
 from om2p_data.inspect.tables import number, percent, spread
 from om2p_data.inspect.views import Plane
-from om2p_data.storage import reason
 
 _DPI = 130
 _BINS = 48
@@ -31,43 +25,14 @@ _RUG_UNTIL = 60  # episodes: so few are also marked one by one
 _MOST_DOTS = 4_000  # episodes drawn as dots
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of all figures; the series are told apart by people who see few colours too."""
-
-    paper: str
-    ink: str
-    faint: str
-    series: tuple[str, ...]
-    density: tuple[str, ...]
-
-
-LIGHT = Theme(
-    "#ffffff",
-    "#23272e",
-    "#c9ced6",
-    ("#0072b2", "#d55e00", "#009e73", "#b3589a", "#9a7d00", "#3a9bd9", "#7a5c3e", "#5d6470"),
-    ("#eef4fa", "#9dc6e4", "#3f8fc4", "#0b5a94", "#082f52"),
-)
-DARK = Theme(
-    "#16191f",
-    "#e4e7ec",
-    "#454c58",
-    ("#56b4e9", "#f08b4b", "#3fcfa2", "#dd8fc6", "#e6cf4d", "#8fa8ff", "#c4a484", "#a9b1bd"),
-    ("#1d2733", "#1f4e78", "#2f86bd", "#7cc4ec", "#e8f6ff"),
-)
-
-Draw = Callable[[Theme], Figure]
-
-
 def returns(found: Sequence[Study], theme: Theme = LIGHT) -> Figure:
     """Team returns of data sets of one environment as histograms, published means as dashed lines."""
-    with _styled(theme):
+    with styled(theme):
         figure = Figure(figsize=(8, 4.8), layout="constrained")
         axes = figure.add_subplot()
         values = [one.data.episodes.team_returns for one in found]
         edges = _edges(np.concatenate(values))
-        for one, own, color in zip(found, values, _cycle(theme, len(found)), strict=True):
+        for one, own, color in zip(found, values, cycle(theme, len(found)), strict=True):
             description = one.description
             label = f"{_short(one)}: {spread(float(own.mean()), float(own.std()))}"
             _histogram(axes, own, edges, color, label)
@@ -93,10 +58,10 @@ def returns(found: Sequence[Study], theme: Theme = LIGHT) -> Figure:
 
 def order(found: Sequence[Study], theme: Theme = LIGHT) -> Figure:
     """Team return over the episodes in the order of collection: of medium-replay data, the learning curve."""
-    with _styled(theme):
+    with styled(theme):
         figure = Figure(figsize=(8, 0.7 + 2.1 * len(found)), layout="constrained")
         panels = figure.subplots(len(found), 1, squeeze=False, sharey=True)[:, 0]
-        for one, axes, color in zip(found, panels, _cycle(theme, len(found)), strict=True):
+        for one, axes, color in zip(found, panels, cycle(theme, len(found)), strict=True):
             values = one.data.episodes.team_returns
             shown = np.unique(np.linspace(0, len(values) - 1, min(len(values), _MOST_DOTS)).astype(int))
             few = len(values) <= _RUG_UNTIL
@@ -129,7 +94,7 @@ def actions(one: Study, theme: Theme = LIGHT) -> Figure:
     shown = panels[:_MOST_PANELS]
     sizes = {len(own) for own in parts}
     columns = sizes.pop() if not folded and len(sizes) == 1 and 2 <= min(sizes) <= 4 else min(3, len(shown))
-    with _styled(theme):
+    with styled(theme):
         figure, axes = _grid(len(shown), columns, (2.7, 1.75))
         for own, (index, part) in zip(axes, shown, strict=True):
             agent, color = agents[index], theme.series[index % len(theme.series)]
@@ -165,7 +130,7 @@ def coverage(one: Study, theme: Theme = LIGHT) -> Figure:
     count = len(planes) + (speed is not None)
     square = speed is None
     columns = count if count <= 4 else 3 if count % 3 == 0 else 4
-    with _styled(theme):
+    with styled(theme):
         figure, axes = _grid(count, columns, (2.7, 2.9) if count > 1 else (5.2, 4.6))
         extents = _extents(planes, common=square)
         for own, plane, (low, high) in zip(axes, planes, extents, strict=False):  # the last panel may be the speed's
@@ -185,7 +150,7 @@ def coverage(one: Study, theme: Theme = LIGHT) -> Figure:
 def sources(one: Study, theme: Theme = LIGHT) -> Figure:
     """Team returns of each behaviour policy's episodes; of more than eight policies, mean and deviation of each."""
     episodes, described = one.data.episodes, one.description
-    with _styled(theme):
+    with styled(theme):
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(f"Sources: {described.id}")
@@ -196,7 +161,7 @@ def sources(one: Study, theme: Theme = LIGHT) -> Figure:
             axes.set(xlabel="behaviour policy, in the order of the table", ylabel="team return, mean ± std")
             return figure
         edges = _edges(episodes.team_returns)
-        for index, color in enumerate(_cycle(theme, len(described.sources))):
+        for index, color in enumerate(cycle(theme, len(described.sources))):
             source = described.sources[index]
             values = episodes.team_returns[episodes.policy == index]
             if values.size:
@@ -231,33 +196,6 @@ def plan_card(one: Study) -> dict[str, Draw]:
     drawn[f"{name}-coverage"] = lambda theme: coverage(one, theme)
     drawn[f"{name}-actions"] = lambda theme: actions(one, theme)
     return drawn
-
-
-def png(draw: Draw, theme: Theme) -> bytes:
-    """A figure as PNG."""
-    out = io.BytesIO()
-    # The colours of texts are looked up when they are drawn, not when they are made.
-    with _styled(theme):
-        draw(theme).savefig(out, format="png", dpi=_DPI)
-    return out.getvalue()
-
-
-def save_all(drawn: dict[str, Draw], folder: Path, theme: Theme = LIGHT) -> list[Path]:
-    """Write figures as PNG files into a folder.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in drawn.items():
-            path = folder / f"{name}.png"
-            path.write_bytes(png(draw, theme))
-            paths.append(path)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {reason(error)}") from error
-    return paths
 
 
 def _extents(planes: Sequence[Plane], *, common: bool) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -352,34 +290,3 @@ def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
 
 def _short(one: Study) -> str:
     return one.description.id.rpartition("/")[2]
-
-
-def _cycle(theme: Theme, count: int) -> list[str]:
-    return [theme.series[index % len(theme.series)] for index in range(count)]
-
-
-def _styled(theme: Theme) -> Any:
-    """The look of all figures, whatever the user's own settings are."""
-    return mpl.rc_context(
-        {
-            **{key: mpl.rcParamsDefault[key] for key in ("font.family", "axes.prop_cycle", "figure.dpi")},
-            "font.size": 10,
-            "figure.facecolor": theme.paper,
-            "savefig.facecolor": theme.paper,
-            "axes.facecolor": theme.paper,
-            "axes.edgecolor": theme.faint,
-            "axes.labelcolor": theme.ink,
-            "axes.titlecolor": theme.ink,
-            "text.color": theme.ink,
-            "xtick.color": theme.ink,
-            "ytick.color": theme.ink,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": theme.faint,
-            "grid.alpha": 0.4,
-            "legend.frameon": False,
-            "legend.fontsize": 9,
-        }
-    )

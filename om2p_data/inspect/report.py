@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jinja2
-from PIL import Image
-
-from om2p_data.errors import UserError
-from om2p_data.inspect import figures, tables
-from om2p_data.inspect.figures import DARK, LIGHT, Draw
+from om2p_data.inspect import figures, page, tables
+from om2p_data.inspect.page import Picture, picture
 from om2p_data.inspect.statistics import Description, Study
 from om2p_data.inspect.tables import Table
-from om2p_data.storage import reason, write_whole
-
-_DISPLAY_SCALE = 0.75  # figures have more pixels than they take on the page: sharp on fine screens, too
 
 _LOADING = """\
 import minari
@@ -29,17 +20,6 @@ episode = dataset[0]
 episode.observations[{agent!r}]  # (T + 1, {obs_dim})
 episode.actions[{agent!r}]  # {action}
 episode.rewards  # (T,), of the team"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure for light and for dark screens, PNG in base 64, and its size on the page."""
-
-    caption: str
-    light: str
-    dark: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -74,22 +54,16 @@ def write(found: Sequence[Study], path: Path, verified: Sequence[bool | None]) -
     Raises:
         UserError: the file cannot be written.
     """
-    text = render(found, verified)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
+    page.write(render(found, verified), path)
 
 
 def render(found: Sequence[Study], verified: Sequence[bool | None]) -> str:
     """The report as HTML."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     several = len(found) > 1
     cards = [_card(one, state, alone=not several) for one, state in zip(found, verified, strict=True)]
     environments = list(dict.fromkeys(one.description.environment for one in found))
-    return page.get_template("report.html").render(
+    return page.render(
+        Path(__file__).with_name("report.html"),
         title=f"Data sets of {', '.join(environments)}" if several else cards[0].id,
         cards=cards,
         comparison=tables.comparison([one.description for one in found]) if several else None,
@@ -101,26 +75,26 @@ def _compared(found: Sequence[Study], environments: Sequence[str]) -> list[Pictu
     pictures = []
     for environment in environments:
         same = [one for one in found if one.description.environment == environment]
-        pictures.append(_picture(f"Team returns, {environment}", lambda theme, same=same: figures.returns(same, theme)))
+        pictures.append(picture(f"Team returns, {environment}", lambda theme, same=same: figures.returns(same, theme)))
         caption = f"Team returns in the order of collection, {environment}"
-        pictures.append(_picture(caption, lambda theme, same=same: figures.order(same, theme)))
+        pictures.append(picture(caption, lambda theme, same=same: figures.order(same, theme)))
     return pictures
 
 
 def _card(one: Study, verified: bool | None, *, alone: bool) -> Card:
     described = one.description
     pictures: dict[str, list[Picture]] = {
-        "Coverage": [_picture("Where the states are", lambda theme: figures.coverage(one, theme))],
-        "Agents": [_picture("How often actions take which value", lambda theme: figures.actions(one, theme))],
+        "Coverage": [picture("Where the states are", lambda theme: figures.coverage(one, theme))],
+        "Agents": [picture("How often actions take which value", lambda theme: figures.actions(one, theme))],
     }
     if alone:
         pictures["Returns"] = [
-            _picture("Team returns", lambda theme: figures.returns([one], theme)),
-            _picture("Team returns in the order of collection", lambda theme: figures.order([one], theme)),
+            picture("Team returns", lambda theme: figures.returns([one], theme)),
+            picture("Team returns in the order of collection", lambda theme: figures.order([one], theme)),
         ]
     if len(described.sources) > 1:
         pictures["Behaviour policies"] = [
-            _picture("Team returns by behaviour policy", lambda theme: figures.sources(one, theme))
+            picture("Team returns by behaviour policy", lambda theme: figures.sources(one, theme))
         ]
     first, *others = tables.card(described, verified)
     parts = [Part(replace(first, title="At a glance"), ())]
@@ -154,10 +128,3 @@ def _loading(one: Study) -> str:
     agent = one.description.agents[0]
     action = "(T,), which choice" if agent.discrete else f"(T, {len(agent.actions)})"
     return _LOADING.format(id=one.description.id, agent=agent.name, obs_dim=agent.obs_dim, action=action)
-
-
-def _picture(caption: str, draw: Draw) -> Picture:
-    light, dark = (figures.png(draw, theme) for theme in (LIGHT, DARK))
-    with Image.open(io.BytesIO(light)) as image:
-        width, height = (round(_DISPLAY_SCALE * size) for size in image.size)
-    return Picture(caption, base64.b64encode(light).decode(), base64.b64encode(dark).decode(), width, height)

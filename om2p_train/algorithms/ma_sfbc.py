@@ -28,7 +28,9 @@ from om2p_train.networks import NetworkConfig
 from om2p_train.streams import SeedStreams
 from om2p_train.team import Team
 
-_CHUNK = 1 << 18  # samples of the behaviour model drawn at once: a few hundred megabytes in its widest layer
+# Samples of the behaviour model drawn at once: on an accelerator a few hundred megabytes in its widest layer, on a CPU
+# what stays in its caches (larger layers are new memory from the system at every step, which cost half of the time).
+_CHUNK_ON_CPU, _CHUNK = 1 << 13, 1 << 18
 
 
 class MASfBCOptions(Options):
@@ -133,7 +135,8 @@ class MASfBC(Algorithm):
         many, size = self.options.planning_samples, self.team.act_dim
         rows = data.obs_index + 1  # of the next observations, [M]
         values = []
-        for chunk in rows.split(max(1, _CHUNK // (many * seeds * agents))):
+        at_once = _CHUNK_ON_CPU if data.obs.device.type == "cpu" else _CHUNK
+        for chunk in rows.split(max(1, at_once // (many * seeds * agents))):
             obs = data.obs[chunk].transpose(0, 1).repeat(seeds, 1, 1)  # [K, b, O]
             actions = self.policy.samples(obs, streams.normal(agents, len(chunk), many, size))
             q = self.critic.of_many(obs, actions).mean(1)  # [K, b, m]

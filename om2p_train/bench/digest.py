@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from om2p_data.storage import write_whole
-from om2p_train import report, run_folder
+from om2p_train import results, run_folder
 
 
 def main() -> None:
     folder, out = map(Path, sys.argv[1:])
-    run = report.read(folder)
+    run = results.read(folder)
     content = run_folder.read_facts(folder) | {"updates": run.updates.tolist(), "returns": run.returns.tolist()}
     write_whole(out, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 

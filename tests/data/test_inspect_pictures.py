@@ -22,7 +22,7 @@ from om2p_data.envs import find, make
 from om2p_data.envs.particle import observed_states
 from om2p_data.episodes import Episodes
 from om2p_data.errors import UserError
-from om2p_data.inspect import figures, film, pictures, report, statistics
+from om2p_data.inspect import drawing, figures, film, pictures, report, statistics
 from om2p_data.inspect.statistics import Study, study
 from tests.data.looked_at import CN_ID, FOREIGN_ID, GAME_ID, HC_ID, Run, command, write_all
 
@@ -141,7 +141,7 @@ def test_plot_writes_pictures(run: Run, tmp_path: Path) -> None:
 def test_plot_into_a_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(UserError, match=r"^cannot write to .*taken: "):
-        figures.save_all(figures.plan_card(study(GAME_ID, root)), tmp_path / "taken")
+        drawing.save_all(figures.plan_card(study(GAME_ID, root)), tmp_path / "taken")
 
 
 # Films
@@ -276,7 +276,7 @@ def test_a_report_is_one_page_with_everything(run: Run, tmp_path: Path) -> None:
 def test_a_report_compares_several(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dot = io.BytesIO()
     Image.new("RGB", (4, 4)).save(dot, "png")
-    monkeypatch.setattr(figures, "png", lambda draw, theme: dot.getvalue())  # real ones take seconds
+    monkeypatch.setattr("om2p_data.inspect.page.image", lambda draw, theme: dot.getvalue())  # real ones take seconds
     run("report", CN_ID, FOREIGN_ID)
     page = Page((tmp_path / "report.html").read_text())
     links = [value for value in page.addresses if value.startswith("#")]

@@ -16,7 +16,8 @@ import pytest
 from om2p_data import checkpoints
 from om2p_data.dataset import Dataset
 from om2p_data.errors import UserError
-from om2p_train import report, run_folder
+from om2p_train import results as result_files
+from om2p_train import run_folder
 from om2p_train.interruption import Interrupted
 from om2p_train.learner import Learner
 from om2p_train.loggers import Loggers
@@ -98,7 +99,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(algo, update, small, wh
     with killed_at(update):
         small(tmp_path / "run", algo)
     with pytest.raises(UserError, match="has not finished"):
-        report.read(tmp_path / "run")
+        result_files.read(tmp_path / "run")
     assert results(small(tmp_path / "run", algo, resume=True)) == whole[algo]
     facts = run_folder.read_facts(tmp_path / "run")
     assert [entry["update"] for entry in facts["resumed"]] == [(update - 1) // 5 * 5]

@@ -14,7 +14,7 @@ import pytest
 
 from om2p_data import collection
 from om2p_data import dataset as datasets
-from om2p_train import config, load_policy, report, scores, trainer
+from om2p_train import config, load_policy, reporting, results, scores, trainer
 from om2p_train.export import Format, export
 from om2p_train.recovery import film
 
@@ -69,7 +69,7 @@ def test_a_run_scores_its_teams_in_somebodys_environment(runs, factory):
     assert np.isfinite(facts["random_return_mean"])
     with (folder / "evaluations.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * 2 * 3
-    text = report.table([report.read(folder)])
+    text = reporting.text(results.gather([folder]))
     assert text.count("±") == 2  # a return and no normalised score; the title has the other
 
 
@@ -80,10 +80,12 @@ def test_without_an_environment_a_run_learns_and_says_what_it_lacks(data, tmp_pa
     assert said == (
         "warning: ferry cannot be played: its data do not say how to make it; training goes on without returns\n"
     )
-    found = report.read(folder)
-    assert np.isnan(found.final).all()
-    assert "nan" not in report.table([found])
-    report.curves([found], tmp_path / "curves.png")
+    found = results.gather([folder])
+    assert np.isnan(found.runs[0].final).all()
+    assert "nan" not in reporting.text(found)
+    assert "nan" not in reporting.page.render("Ferry", found)
+    names = {path.name for path in reporting.write(found, tmp_path / "report")}
+    assert names == {"table.md", "table.tex", "results.csv", "report.html"}  # nothing to draw
     assert load_policy(policy_of(folder)).agents == ("bow", "stern")
 
 

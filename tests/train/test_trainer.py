@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from om2p_data import inspect
 from om2p_data.envs import make, parallel_env
 from om2p_data.errors import UserError
 from om2p_data.rollout import team_returns
-from om2p_train import config, load_policy, report, trainer
+from om2p_train import config, load_policy, results, trainer
 from om2p_train.evaluation import Evaluator
 from om2p_train.loggers import Loggers
 
@@ -135,41 +133,11 @@ def test_seeds_must_be_different_numbers(data, tmp_path, seeds):
     assert not (tmp_path / "run").exists()
 
 
-def test_report_says_what_the_folders_say(run, data, tmp_path):
-    cloned = train_small(data, tmp_path / "bc", "network.hidden=[16]", algo="bc", seeds=[0, 1, 2])
-    runs = report.read_all([cloned, run])
-    with (run / "evaluations.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["update"] == "30"]
-    by_seed = [np.mean([float(row["return"]) for row in rows if row["seed"] == seed]) for seed in "01"]
-    np.testing.assert_allclose(runs[1].final, by_seed)
-    text = report.table(runs)
-    low, high = data.task.reference_random, data.task.reference_expert
-    normalized = 100 * (np.mean(by_seed) - low) / (high - low)
-    line = next(line for line in text.splitlines() if line.startswith("| om2p"))
-    assert f"{np.mean(by_seed):.1f} ± {np.std(by_seed, ddof=1):.1f}" in line
-    assert f"{normalized:.1f} ±" in line
-    report.curves(runs, tmp_path / "figures" / "curves.png")
-    assert (tmp_path / "figures" / "curves.png").stat().st_size > 10_000
-
-
-def test_runs_of_one_recipe_are_told_apart(run):
-    one = report.read(run)
-    recipe = one.recipe | {"options": one.recipe["options"] | {"eta": 0.3}}
-    other = dataclasses.replace(one, recipe=recipe, folder=Path("other"))
-    eta = one.recipe["options"]["eta"]
-    assert report.labels([one]) == ["om2p"]
-    assert report.labels([one, other]) == [f"om2p, eta={eta}", "om2p, eta=0.3"]
-    again = dataclasses.replace(other, folder=Path("again"))
-    assert report.labels([other, again]) == ["om2p (other)", "om2p (again)"]
-    named = dataclasses.replace(other, name="om2p-paper")
-    assert report.labels([one, named]) == ["om2p", "om2p-paper"]
-
-
 def test_an_unfinished_run_is_not_reported(run, tmp_path):
     facts = json.loads((run / "run.json").read_text()) | {"finished": False}
     (tmp_path / "run.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="has not finished"):
-        report.read(tmp_path)
+        results.read(tmp_path)
 
 
 def test_an_episode_becomes_a_gif(run, tmp_path):
@@ -189,7 +157,7 @@ def test_a_diverged_run_ends_with_one_line_and_without_a_result(data, tmp_path):
     with pytest.raises(UserError, match=r"not finite.*diverged"):
         train_small(data, tmp_path / "run", "optimizer.learning_rate=1e30")
     with pytest.raises(UserError, match="has not finished"):
-        report.read(tmp_path / "run")
+        results.read(tmp_path / "run")
 
 
 def test_overwriting_a_run_keeps_what_is_not_the_runs(data, tmp_path):
@@ -198,8 +166,8 @@ def test_overwriting_a_run_keeps_what_is_not_the_runs(data, tmp_path):
     with pytest.raises(UserError, match="not empty"):
         train_small(data, folder, "run.updates=10", seeds=[1], overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
-    assert report.read(folder).final.shape == (1,)
+    assert results.read(folder).final.shape == (1,)
     (folder / "notes.txt").unlink()
     (folder / "run.json").unlink()  # what a start that was broken off leaves can be overwritten
     train_small(data, folder, "run.updates=10", seeds=[1, 2], overwrite=True)
-    assert report.read(folder).final.shape == (2,)
+    assert results.read(folder).final.shape == (2,)

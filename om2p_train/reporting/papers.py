@@ -1,0 +1,228 @@
+"""Runs of an experiment, laid out as the paper's table or figure beside its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from om2p_data.inspect.drawing import LIGHT, Draw, Theme, save_all, styled
+from om2p_data.inspect.page import picture
+from om2p_data.inspect.tables import Table
+from om2p_data.storage import parse_id
+from om2p_data.tiers import Tier
+from om2p_train import reporting, statistics
+from om2p_train.experiments import Experiment, Part, Show
+from om2p_train.flows import Derivative
+from om2p_train.reporting import figures, tables
+from om2p_train.reporting.page import Piece, Section
+from om2p_train.results import Results, Run, assemble
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """A part as table and figure; the figure's name is that of its file."""
+
+    table: Table
+    figures: Mapping[str, Draw]
+
+
+def write(
+    experiment: Experiment, scale: str, found: Sequence[tuple[Part, Results]], folder: Path
+) -> tuple[str, list[Path]]:
+    """Write an experiment's tables and figures, and the page with them and everything that a report has.
+
+    Args:
+        experiment: what was reproduced.
+        scale: of the reproduction, by its name.
+        found: the runs of each part, at least one in all.
+        folder: where the files go.
+
+    Returns:
+        The main tables in Markdown, and the paths.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    laid = [(part, _lay(part, experiment, results)) for part, results in found if results.runs]
+    whole = _whole(results for _, results in found)
+    title = f"{experiment.title} ({experiment.source}), scale {scale}"
+    drawn = {name: draw for _, one in laid for name, draw in one.figures.items()}
+    sections = [
+        Section(
+            f"part-{part.name}",
+            part.title[0].upper() + part.title[1:],
+            (Piece(table=one.table, figures=tuple(picture(part.title, draw) for draw in one.figures.values())),),
+        )
+        for part, one in laid
+    ]
+    own = [one.table for _, one in laid]
+    paths = reporting.write(whole, folder, title, own, sections)
+    paths += save_all(drawn, folder, file_types=reporting.FIGURE_TYPES)
+    text = "\n\n".join([title, *(tables.markdown(table) for table in own)])
+    notes = "\n".join(f"- {note}" for note in whole.notes())
+    return text + (f"\n\n{notes}" if notes else ""), paths
+
+
+def _whole(found: Iterable[Results]) -> Results:
+    """All runs of all parts; a run that several parts show is one run."""
+    runs: dict[Path, Run] = {}
+    gaps = []
+    for results in found:
+        runs |= {run.folder: run for run in results.runs}
+        gaps += results.gaps
+    return assemble(list(runs.values()), list(dict.fromkeys(gaps)))
+
+
+def _lay(part: Part, experiment: Experiment, results: Results) -> _Laid:
+    note = f"{experiment.source}: {part.claim}" if part.claim else ""
+    if part.show is Show.TABLE:
+        published = {dataset: _published(experiment, dataset) for dataset in results.datasets}
+        return _Laid(tables.grid(results, published, experiment.source), {})
+    if part.show is Show.COST:
+        return _Laid(tables.costs(results, experiment.published_cost, experiment.source), {})
+    if part.show is Show.AXIS:
+        assert part.axis is not None  # checked when it was read
+        table = _noted(along_table(results, part.axis), note)
+        return _Laid(table, {part.name: partial(along, results, part.axis, part.title)})
+    return _Laid(_noted(averages_table(results), note), {part.name: partial(averages, results, part.title)})
+
+
+def _published(experiment: Experiment, dataset: str) -> Mapping[str, Sequence[float]]:
+    known = parse_id(dataset)
+    return experiment.published.get(known.task, {}).get(Tier(known.tier), {})
+
+
+def along_table(results: Results, key: str) -> Table:
+    """Final returns by data set, method and one key of the recipe."""
+    rows = []
+    for dataset in results.datasets:
+        for name, runs in _by_recipe(results.of(dataset)).items():
+            rows += [
+                (tables.short(dataset), name, place, tables.spread(run.final))
+                for place, run in [(_place(run, key), run) for run in runs]
+            ]
+    header = ("data set", "method", key.rpartition(".")[2], "final return")
+    note = f"scale {results.scales}; mean ± std over seeds"
+    return Table(f"Final returns along {key}", header, tuple(rows), note, text_columns=3)
+
+
+def along(results: Results, key: str, title: str, theme: Theme = LIGHT) -> Figure:
+    """Final return against a key of the recipe, one panel a data set: mean with 95% interval.
+
+    Runs that differ in something else than the key's value (a derivative that has no step) are drawn as levels.
+    """
+    with styled(theme):
+        figure, panels = figures.split(len(results.datasets))
+        names = list(_by_recipe(results.runs))
+        colors = figures.colors_of(names, theme)
+        for dataset, axes in zip(results.datasets, panels, strict=True):
+            for name, runs in _by_recipe(results.of(dataset)).items():
+                placed = [run for run in runs if _level(run, key) is None]
+                _line(axes, placed, key, colors[name], name)
+                for run, style in zip([run for run in runs if _level(run, key)], ("-.", (0, (1, 1))), strict=False):
+                    label = f"{name}, {_level(run, key)}"
+                    axes.axhline(run.final.mean(), color=colors[name], ls=style, lw=1.5, label=label)
+            figures.references(axes, results, dataset, theme, axes.axhline)
+            axes.set(title=tables.short(dataset), xlabel=key.rpartition(".")[2], ylabel="team return")
+        figures.legend(figure, panels)
+        figure.suptitle(f"{title}, scale {results.scales}", fontsize=11)
+        return figure
+
+
+def averages_table(results: Results) -> Table:
+    """Every method's average over the data sets: raw, and normalised with its interval."""
+    compared = results.compared()
+    datasets = results.datasets if compared is None else compared.datasets
+    methods = results.methods if compared is None else compared.methods
+    levels = [results.of(dataset)[0] for dataset in datasets]
+    data = [run.normalized(np.array([run.dataset_return])) for run in levels]
+    mean_score = "" if None in data else f"{np.mean(data):.1f}"
+    means = (f"{run.dataset_return:.1f}" for run in levels)
+    rows = [("data set mean", f"{np.mean([run.dataset_return for run in levels]):.1f}", mean_score, "", "", "", *means)]
+    for method in methods:
+        scores = results.scores(method, datasets)
+        runs = [run for dataset in datasets if (run := results.cell(dataset, method)) is not None]
+        mean, iqm = statistics.mean(scores), statistics.iqm(scores)
+        cells = (f"{np.mean([run.final.mean() for run in runs]):.1f}", *tables.bounds(mean), *tables.bounds(iqm))
+        rows.append((method, *cells, *(tables.spread(run.final) for run in runs)))
+    header = ("method", "average return", "normalised", "95% interval", "IQM", "95% of it")
+    note = f"scale {results.scales}; averages over {len(datasets)} data sets, each with the same weight; intervals by "
+    note += "stratified bootstrap; the last columns are raw returns, mean ± std over seeds"
+    columns = (*header, *map(tables.short, datasets))
+    return Table("Averages over data sets", columns, tuple(rows), note)
+
+
+def averages(results: Results, title: str, theme: Theme = LIGHT) -> Figure:
+    """Every method's average normalised score with its 95% interval, and its score on each data set as dots."""
+    with styled(theme):
+        compared = results.compared()
+        datasets = results.datasets if compared is None else compared.datasets
+        methods = results.methods if compared is None else compared.methods
+        figure = Figure(figsize=(8, 1.4 + 0.5 * len(methods)), layout="constrained")
+        axes = figure.add_subplot()
+        signs = dict(zip(datasets, "os^DvP*X" * (1 + len(datasets) // 8), strict=False))
+        for row, (method, color) in enumerate(figures.colors_of(methods, theme).items()):
+            scores = results.scores(method, datasets)
+            estimate = statistics.mean(scores)
+            axes.barh(row, estimate.value, color=color, alpha=0.35, height=0.6)
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot([estimate.low, estimate.high], [row, row], color=color, lw=3)
+            for dataset, own in zip(datasets, scores, strict=True):
+                look = {"ms": 5, "color": theme.ink, "alpha": 0.7, "label": tables.short(dataset)}
+                axes.plot(own.mean(), row, signs[dataset], **look)
+        figures.rows(axes, methods)
+        axes.set(xlabel="normalised score of the final policy", title=f"{title}, scale {results.scales}")
+        figures.legend(figure, [axes])
+        return figure
+
+
+def _noted(table: Table, note: str) -> Table:
+    return Table(table.title, table.header, table.rows, "; ".join(filter(None, [table.note, note])), table.text_columns)
+
+
+def _line(axes: Axes, runs: Sequence[Run], key: str, color: str, label: str) -> None:
+    """One method along the axis; numbers of several sizes on a logarithmic axis, lists by their names."""
+    if not runs:
+        return
+    values = [run.option(key) for run in runs]
+    numeric = all(isinstance(value, (int, float)) for value in values)
+    runs = sorted(runs, key=lambda run: run.option(key)) if numeric else runs
+    places = [run.option(key) for run in runs] if numeric else [_place(run, key) for run in runs]
+    means = [statistics.mean([run.final]) for run in runs]
+    axes.plot(places, [mean.value for mean in means], "o-", color=color, lw=1.5, ms=4, label=label)
+    for place, mean in zip(places, means, strict=True):
+        if mean.low is not None and mean.high is not None:
+            axes.plot([place, place], [mean.low, mean.high], color=color, lw=4, alpha=0.3, solid_capstyle="butt")
+    if numeric and min(values) > 0 and max(values) / min(values) >= 20:
+        axes.set_xscale("log")
+    if not numeric:
+        axes.tick_params(axis="x", rotation=30)
+
+
+def _place(run: Run, key: str) -> str:
+    level = _level(run, key)
+    value = run.option(key)
+    if level is not None:
+        return level
+    return ", ".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"
+
+
+def _level(run: Run, key: str) -> str | None:
+    """How a run without a place on the axis is called: a finite difference has a step, other derivatives have none."""
+    derivative = run.option("options.derivative")
+    if key != "options.finite_difference_step" or derivative == Derivative.FINITE_DIFFERENCE.value:
+        return None
+    return f"{derivative} derivative"
+
+
+def _by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.name, []).append(run)
+    return found

@@ -1,0 +1,353 @@
+"""Results as tables of text, and the tables as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+
+import numpy as np
+
+from om2p_data.inspect.tables import Table
+from om2p_data.inspect.tables import number as rounded
+from om2p_data.recipe import bundled
+from om2p_train import statistics
+from om2p_train.results import Results, Run
+from om2p_train.statistics import Estimate
+
+Published = Mapping[str, Mapping[str, Sequence[float]]]  # data set -> recipe -> (mean,) or (mean, standard deviation)
+
+_BOLD = "**"
+_ESCAPES = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "{": r"\{", "}": r"\}"}
+
+
+def of_dataset(results: Results, dataset: str) -> Table:
+    """Final returns on one data set: mean ± sample standard deviation over seeds."""
+    runs = results.of(dataset)
+    first = runs[0]
+    rows = [
+        ("random actions", *_pair(first, np.array([first.random_return], float)), ""),
+        ("data set mean", *_pair(first, np.array([first.dataset_return])), ""),
+        *((label, *_pair(run, run.final), str(len(run.final))) for label, run in _labelled(results, dataset)),
+    ]
+    title = f"{dataset}, scale {results.scales}: final policy, mean ± std over seeds"
+    return Table(title, ("policy", "return", "normalised", "seeds"), tuple(rows))
+
+
+def grid(results: Results, published: Published | None = None, source: str = "") -> Table:
+    """Raw returns of the final policies, data sets by methods, beside what is published.
+
+    Every mean whose interval reaches that of the row's best is marked: these runs do not tell them apart.
+    """
+    columns = [(method, _published_column(method, published)) for method in results.methods]
+    header = ["data set", "data", *(name for pair in columns for name in pair if name)]
+    rows = []
+    for dataset in results.datasets:
+        runs = {method: results.cell(dataset, method) for method in results.methods}
+        best = _indistinguishable({method: run.final for method, run in runs.items() if run is not None and run.played})
+        cells = [short(dataset), f"{results.of(dataset)[0].dataset_return:.1f}"]
+        for method, also in columns:
+            run = runs[method]
+            text = "" if run is None or not run.played else spread(run.final)
+            cells.append(f"{_BOLD}{text}{_BOLD}" if method in best else text)
+            if also:
+                cells.append(_spread_published((published or {}).get(dataset, {}).get(_recipe_name(method))))
+        rows.append(tuple(cells))
+    note = f"scale {results.scales}; raw team returns of the final policies, mean ± std over {_seeds(results)} seeds; "
+    note += "bold: the best and all that these runs do not tell from it (intervals of the mean overlap)"
+    if published:
+        note += f"; columns marked * are the numbers of {source}, from other data and at the paper's scale"
+    return Table("Final returns", tuple(header), tuple(rows), note)
+
+
+def details(results: Results) -> Table:
+    """Every run: final and best apart, raw and normalised, with intervals."""
+    header = ("data set", "method", "seeds", "updates", "episodes", "final", "IQM", "95% interval", "normalised")
+    header += ("normalised IQM", "95% of it", "best", "best normalised")
+    rows = []
+    for run, label in zip(results.runs, results.labels, strict=True):
+        final, normalized = run.final, run.normalized(run.final)
+        raw = statistics.iqm([final]) if run.played else None
+        score = statistics.iqm([normalized]) if run.played and normalized is not None else None
+        rows.append(
+            (
+                short(run.dataset),
+                label,
+                str(len(final)),
+                f"{run.updates[-1]:,}" if run.played else "",
+                str(run.episodes) if run.played else "",
+                *_point(run, final, raw),
+                _pair(run, final)[1],
+                *bounds(score),
+                *_pair(run, run.best),
+            )
+        )
+    note = (
+        "final: of the last policy; best: of each seed's best evaluation, which is chosen by the very returns that it "
+        "reports and so flatters; mean ± std over seeds; intervals by bootstrap over seeds, none of a single one"
+    )
+    return Table("Every run", header, tuple(rows), note, text_columns=2)
+
+
+def aggregates(results: Results) -> Table | None:
+    """Normalised scores over all data sets that every method has; None if there are no two methods or no such data."""
+    compared = results.compared()
+    if compared is None:
+        return None
+    rows = []
+    for method in compared.methods:
+        scores = results.scores(method, compared.datasets)
+        mean, iqm = statistics.mean(scores), statistics.iqm(scores)
+        rows.append((method, str(sum(map(len, scores))), *bounds(iqm), *bounds(mean)))
+    left_out = [method for method in results.methods if method not in compared.methods]
+    note = (
+        "interquartile mean and mean of the normalised final scores (0: uniform actions, 100: expert reference) of all "
+        f"runs on {len(compared.datasets)} data sets ({', '.join(map(short, compared.datasets))}), with 95% intervals "
+        "by stratified bootstrap" + (f"; left out, since runs are missing: {', '.join(left_out)}" if left_out else "")
+    )
+    return Table("Over all data sets", ("method", "runs", "IQM", "95% of it", "mean", "95% of that"), tuple(rows), note)
+
+
+def improvement(results: Results) -> Table | None:
+    """How likely one method's run beats another's; None as for `aggregates`."""
+    compared = results.compared()
+    if compared is None:
+        return None
+    rows = [
+        (first, second, *_share(statistics.probability_of_improvement(*pair)))
+        for first, second in permutations(compared.methods, 2)
+        if (pair := (results.scores(first, compared.datasets), results.scores(second, compared.datasets)))
+    ]
+    note = (
+        "probability that a run of X scores more than one of Y on the same data set, averaged over data sets; 50% is "
+        "a draw, and an interval that holds 50% decides nothing"
+    )
+    return Table(
+        "Probability of improvement", ("X", "Y", "P(X > Y)", "95% interval"), tuple(rows), note, text_columns=2
+    )
+
+
+def costs(results: Results, published: Mapping[str, Sequence[float]] | None = None, source: str = "") -> Table:
+    """Time and memory of every run, beside published (MB, seconds) by recipe."""
+    header = ["data set", "method", "seeds", "updates", "updates/s", "training s", "evaluation s", "total s", "peak MB"]
+    header += [f"total s, {source}*", f"MB, {source}*"] if published else []
+    rows = []
+    for run, label in zip(results.runs, results.labels, strict=True):
+        timing = run.facts.get("timing", {})
+        training, evaluation = timing.get("training_seconds"), timing.get("evaluation_seconds")
+        total = None if training is None or evaluation is None else training + evaluation
+        cells = [short(run.dataset), label, str(len(run.final)), f"{run.recipe['run']['updates']:,}"]
+        values = (timing.get("updates_per_second"), training, evaluation, total, timing.get("peak_memory_mb"))
+        cells += [rounded(value) for value in values]
+        if published:
+            memory, seconds = published.get(run.name, (None, None))
+            cells += [rounded(seconds), rounded(memory)]
+        rows.append((*cells, run.facts.get("hardware", ""), str(run.facts.get("threads", ""))))
+    note = (
+        "seconds that the run counted itself, without loading; peak memory is the accelerator's, or on a CPU the "
+        f"whole process's; scale {results.scales}"
+    )
+    return Table("Time and memory", (*header, "hardware", "threads"), tuple(rows), note, text_columns=2)
+
+
+def configurations(results: Results) -> Table:
+    """What was run: each method's overrides, versions and commit."""
+    rows = [
+        (
+            short(run.dataset),
+            label,
+            run.scale,
+            ", ".join(map(str, run.facts.get("seeds", ()))),
+            " ".join(run.settings),
+            str(run.facts.get("versions", {}).get("om2p", "")),
+            str(run.facts.get("commit") or ""),
+            str(run.facts.get("started", ""))[:10],
+            str(run.folder),
+        )
+        for run, label in zip(results.runs, results.labels, strict=True)
+    ]
+    header = ("data set", "method", "scale", "seeds", "overrides", "om2p", "commit", "started", "folder")
+    return Table("What was run", header, tuple(rows), text_columns=len(header))
+
+
+def datasets(results: Results) -> Table:
+    """What the runs say about the data that they learned from."""
+    rows = []
+    for dataset in results.datasets:
+        run = results.of(dataset)[0]
+        card = run.dataset_card
+        returns = card.get("team_return", {})
+        made = "; ".join(
+            f"{policy['name']} ({policy['algorithm']}, seed {policy['seed']}): {rounded(policy['return_mean'])}"
+            for policy in card.get("policies", ())[:3]
+        )
+        more = len(card.get("policies", ())) - 3
+        rows.append(
+            (
+                dataset,
+                card.get("summary", ""),
+                f"{card['transitions']:,}" if card else "",
+                f"{card['episodes']:,}" if card else "",
+                spread_of(run.dataset_return, returns.get("std")),
+                "" if run.random_return is None else f"{run.random_return:.1f}",
+                made + (f" and {more} more" if more > 0 else ""),
+                run.dataset_hash[:12],
+            )
+        )
+    header = ("data set", "task", "transitions", "episodes", "return", "random actions", "made by", "content hash")
+    return Table("Data sets", header, tuple(rows), "return: mean ± std over episodes", text_columns=2)
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, its title above and its note below."""
+    rows = [tuple(cell.replace("|", r"\|") for cell in row) for row in (table.header, *table.rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    words = [index < table.text_columns for index in range(len(widths))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, words, strict=True)
+        padded = [cell.ljust(width) if word else cell.rjust(width) for cell, width, word in cells]
+        return "| " + " | ".join(padded) + " |"
+
+    dashes = [(width - 1) * "-" for width in widths]
+    rule = [f":{dash}" if word else f"{dash}:" for dash, word in zip(dashes, words, strict=True)]
+    text = "\n".join([table.title, "", line(rows[0]), line(rule), *map(line, rows[1:])])
+    return text + (f"\n\n{table.note[0].upper()}{table.note[1:]}." if table.note else "")
+
+
+def comma_separated(results: Results) -> str:
+    """Every seed of every run with full digits, for programs."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    header = ["dataset", "dataset_hash", "method", "recipe", "scale", "seed", "updates", "evaluation_episodes"]
+    header += ["final_return", "best_return", "final_normalised", "best_normalised", "dataset_return", "random_return"]
+    writer.writerow([*header, "folder"])
+    for run, label in zip(results.runs, results.labels, strict=True):
+        final, best = run.normalized(run.final), run.normalized(run.best)
+        for index, seed in enumerate(run.facts["seeds"]):
+            values = [run.final[index], run.best[index]]
+            values += ["", ""] if final is None or best is None else [final[index], best[index]]
+            values += [run.dataset_return, run.random_return]
+            writer.writerow(
+                [run.dataset, run.dataset_hash, label, run.name, run.scale, seed]
+                + [run.updates[-1] if run.played else 0, run.episodes]
+                + ["" if value is None or value != value else value for value in values]
+                + [run.folder]
+            )
+    return out.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A table in LaTeX for the package booktabs."""
+    columns = "l" * table.text_columns + "r" * (len(table.header) - table.text_columns)
+    lines = [" & ".join(map(_tex, row)) + r" \\" for row in (table.header, *table.rows)]
+    body = ["\\toprule", lines[0], "\\midrule", *lines[1:], "\\bottomrule"]
+    caption = _tex(f"{table.title}. {table.note[:1].upper()}{table.note[1:]}." if table.note else f"{table.title}.")
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            *body,
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def plain(cell: str) -> str:
+    """A cell without marks."""
+    return cell.removeprefix(_BOLD).removesuffix(_BOLD)
+
+
+def is_marked(cell: str) -> bool:
+    """Whether a cell is marked as the best of its row."""
+    return cell.startswith(_BOLD)
+
+
+def short(dataset: str) -> str:
+    """`<task> <tier>` of one of our data sets in its first version, otherwise the whole id."""
+    namespace, _, rest = dataset.partition("/")
+    task, _, tier = rest.partition("/")
+    return f"{task} {tier.removesuffix('-v0')}" if namespace == "om2p" and tier.endswith("-v0") else dataset
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean ± sample standard deviation; of a single value, itself."""
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def spread_of(mean: float, deviation: float | None) -> str:
+    """Mean ± standard deviation, if that is known."""
+    return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+
+
+def _labelled(results: Results, dataset: str) -> list[tuple[str, Run]]:
+    pairs = zip(results.labels, results.runs, strict=True)
+    return [(label, run) for label, run in pairs if run.dataset == dataset]
+
+
+def _pair(run: Run, returns: np.ndarray) -> tuple[str, str]:
+    """Return and normalised score; the latter is empty where there are no references, both where nobody could play."""
+    if np.isnan(returns).any():
+        return "", ""
+    normalized = run.normalized(returns)
+    return spread(returns), "" if normalized is None else spread(normalized)
+
+
+def _point(run: Run, returns: np.ndarray, estimate: Estimate | None) -> tuple[str, str, str]:
+    return (_pair(run, returns)[0], *bounds(estimate))
+
+
+def bounds(estimate: Estimate | None) -> tuple[str, str]:
+    """Value and interval; empty where there are none."""
+    if estimate is None:
+        return "", ""
+    bounds = "" if estimate.low is None else f"{estimate.low:.1f} to {estimate.high:.1f}"
+    return f"{estimate.value:.1f}", bounds
+
+
+def _share(estimate: Estimate) -> tuple[str, str]:
+    bounds = "" if estimate.low is None else f"{100 * estimate.low:.0f}% to {100 * (estimate.high or 0):.0f}%"
+    return f"{100 * estimate.value:.0f}%", bounds
+
+
+def _indistinguishable(returns: Mapping[str, np.ndarray]) -> set[str]:
+    """The method with the highest mean, and those whose interval of the mean reaches that of the best."""
+    if not returns:
+        return set()
+    estimates = {method: statistics.mean([values]) for method, values in returns.items()}
+    best = max(estimates.values(), key=lambda estimate: estimate.value)
+    floor = best.value if best.low is None else best.low
+    reached = {method: one.value if one.high is None else one.high for method, one in estimates.items()}
+    return {method for method, value in reached.items() if value >= floor}
+
+
+def _published_column(method: str, published: Published | None) -> str | None:
+    """Name of the column of published numbers beside a method's, None if there are none."""
+    name = _recipe_name(method)
+    has = any(name in by_recipe for by_recipe in (published or {}).values())
+    return f"{name}*" if has and method == name else None
+
+
+def _recipe_name(method: str) -> str:
+    name = method.partition(",")[0]
+    return name if name in bundled("train") else method
+
+
+def _spread_published(value: Sequence[float] | None) -> str:
+    return "" if value is None else spread_of(value[0], value[1] if len(value) > 1 else None)
+
+
+def _seeds(results: Results) -> str:
+    counts = sorted({len(run.final) for run in results.runs})
+    return "/".join(map(str, counts))
+
+
+def _tex(text: str) -> str:
+    escaped = "".join(_ESCAPES.get(letter, letter) for letter in plain(text))
+    return rf"\textbf{{{escaped}}}" if is_marked(text) else escaped

@@ -1,0 +1,115 @@
+"""Statistics over few runs: interquartile mean, stratified bootstrap, probability of improvement, profiles.
+
+Source of the protocol: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021).
+The arithmetic is SciPy's. Scores are given as one array a data set, [S], of its runs (seeds); data sets are the strata,
+so every resample has as many runs of each as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 9_999
+_SEED = 0  # of the resampling: the same runs give the same intervals
+_CUT = 0.25  # from each end
+_BATCH = 500  # resamples at a time, a bound on memory
+
+
+class Estimate(NamedTuple):
+    """A figure with its interval; without one where a data set has a single run."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Profile(NamedTuple):
+    """Share of runs that score more than each threshold, all float64 [T]; bounds are pointwise."""
+
+    thresholds: np.ndarray
+    shares: np.ndarray
+    low: np.ndarray | None
+    high: np.ndarray | None
+
+
+def mean(scores: Sequence[np.ndarray]) -> Estimate:
+    """Mean over all runs of all data sets."""
+    return _estimate(scores, lambda *strata, axis=-1: np.concatenate(strata, axis).mean(axis))
+
+
+def iqm(scores: Sequence[np.ndarray]) -> Estimate:
+    """Interquartile mean: of the middle half of all runs of all data sets. With fewer than 4 runs it is their mean."""
+    return _estimate(scores, lambda *strata, axis=-1: stats.trim_mean(np.concatenate(strata, axis), _CUT, axis=axis))
+
+
+def probability_of_improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Estimate:
+    """How likely a run of `first` scores more than one of `second` on the same data set; a draw counts half.
+
+    Averaged over the data sets, which both have in the same order.
+
+    Raises:
+        ValueError: they have not as many data sets.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} data sets against {len(second)}")
+    count = len(first)
+
+    def wins(*strata: np.ndarray, axis: int = -1) -> np.ndarray:
+        pairs = zip(strata[:count], strata[count:], strict=True)
+        return np.mean(
+            [_wins(np.moveaxis(one, axis, -1), np.moveaxis(other, axis, -1)) for one, other in pairs], axis=0
+        )
+
+    return _estimate([*first, *second], wins)
+
+
+def performance_profile(scores: Sequence[np.ndarray], thresholds: np.ndarray) -> Profile:
+    """Share of all runs above each threshold; every data set has the same weight.
+
+    Args:
+        scores: one array a data set.
+        thresholds: float64 [T].
+    """
+
+    def above(*strata: np.ndarray, axis: int = -1) -> np.ndarray:
+        shares = [(stratum[None] > thresholds.reshape(-1, *[1] * stratum.ndim)).mean(axis) for stratum in strata]
+        return np.mean(shares, axis=0)  # [T] or [T, resamples]
+
+    interval = _interval(scores, above)
+    return Profile(thresholds, above(*scores), *(interval or (None, None)))
+
+
+def _wins(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    one, other = first[..., :, None], second[..., None, :]
+    return ((one > other) + 0.5 * (one == other)).mean((-2, -1))
+
+
+def _estimate(strata: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> Estimate:
+    low, high = _interval(strata, statistic) or (None, None)
+    value = float(statistic(*strata))
+    return Estimate(value, None if low is None else float(low), None if high is None else float(high))
+
+
+def _interval(
+    strata: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Percentile bootstrap; None where a stratum has a single run, which says nothing about spread."""
+    if min(map(len, strata)) < 2:
+        return None
+    found = stats.bootstrap(
+        tuple(strata),
+        statistic,
+        vectorized=True,
+        axis=-1,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        batch=_BATCH,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    )
+    return found.confidence_interval.low, found.confidence_interval.high
