@@ -83,7 +83,7 @@ def test_a_sweep_goes_on_after_a_signal_and_after_the_death_of_its_workers(run, 
     os.kill(children(process.pid)[0], signal.SIGKILL)  # a worker, which is given its job again
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "broke down (exit code -9) and begins again" in err
+    assert "broke down (killed by signal 9) and begins again" in err
     assert "| bc-flow " in out
     assert contents(Path("sweeps/mine")) == whole
 
