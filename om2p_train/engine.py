@@ -168,7 +168,8 @@ def _end(
         waiting.insert(0, job)
         tell(job, f"broke down ({event.how}) and begins again", seconds)
     else:
-        outcome.failed[job.name] = _last_line(_log_of(logs, job), attempt.said_before) or event.how
+        said = _last_line(_log_of(logs, job), attempt.said_before) if event.code is not None else ""
+        outcome.failed[job.name] = said or event.how
         tell(job, "failed", seconds)
 
 

@@ -169,8 +169,7 @@ class RayLauncher(Launcher):
         return [event for event in events if event is not None]
 
     def stop(self) -> None:
-        if self._running:
-            ray.get(self._bell.ring.remote())
+        ray.get(self._bell.ring.remote())
         for entry in self._running:
             if not entry.begun:
                 ray.cancel(entry.messages)
@@ -192,15 +191,18 @@ class RayLauncher(Launcher):
         try:
             message: Any = ray.get(next(entry.messages))
         except StopIteration:
-            self._running.remove(entry)
-            for receiver in entry.receivers.values():
-                receiver.close()
+            self._drop(entry)
             return Ended(entry.job, entry.code, "" if entry.code is None else job_process.ending(entry.code))
         except RayError as error:
-            self._running.remove(entry)
+            self._drop(entry)
             ray.cancel(entry.messages)  # nothing, unless the task is alive and only its message is lost
             return Ended(entry.job, None, _lost(error))
         return self._take(entry, message)
+
+    def _drop(self, entry: _Running) -> None:
+        self._running.remove(entry)
+        for receiver in entry.receivers.values():
+            receiver.close()
 
     def _take(self, entry: _Running, message: Any) -> Began | None:
         match message:

@@ -137,9 +137,11 @@ class _Bringing:
             yield Printed(content)
         if code == 0 and isinstance(self._job, DataJob):
             made = datasets_root(self._job.root) / self._job.dataset_id
-            yield from map(Made, Sender(made).read())
+            for part in Sender(made).read():
+                yield Made(part)
         else:
-            yield from map(Unfinished, self._folder.read())
+            for part in self._folder.read():
+                yield Unfinished(part)
         self._next = time.monotonic() + self._every
 
 
