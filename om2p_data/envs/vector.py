@@ -16,11 +16,17 @@ Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def available_threads(threads: int | None = None) -> int:
-    """`threads`, or the number of cores this process may use."""
+    """`threads`, or the number of cores this process may use, or OMP_NUM_THREADS where that is less."""
     if threads is not None:
         if threads < 1:
             raise ValueError(f"threads must be 1 or more, not {threads}")
         return threads
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(available_cores(), int(wanted) if wanted.isdecimal() and int(wanted) else available_cores())
+
+
+def available_cores() -> int:
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

@@ -83,7 +83,7 @@ def test_a_sweep_goes_on_after_a_signal_and_after_the_death_of_its_workers(run, 
     os.kill(children(process.pid)[0], signal.SIGKILL)  # a worker, which is given its job again
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "broke down (exit code -9) and begins again" in err
+    assert "broke down (killed by signal 9) and begins again" in err
     assert "| bc-flow " in out
     assert contents(Path("sweeps/mine")) == whole
 
@@ -180,3 +180,42 @@ def test_scripts_for_slurm_do_the_sweep(run, here, monkeypatch):
     again = run("om2p-train", "sweep", "mine.toml", "--sbatch", "slurm scripts")
     assert again.code == 2
     assert "all jobs of mine.toml are done" in again.err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--engine", "cloud"], "'cloud'"),
+        (["--address", "auto"], "--address is an option of --engine ray"),
+        (["--engine", "local", "--gpus-per-job", "0.5"], "--gpus-per-job is an option of --engine ray"),
+        (["--engine", "ray", "--storage", "none"], "'none'"),
+        (["--engine", "ray", "--fetch-every", "5"], "--fetch-every is an option of --storage fetch"),
+        (["--engine", "ray", "--gpus-per-job", "0.5"], "--gpus-per-job needs device = 'cuda' in the sweep"),
+        (["--engine", "ray", "--sbatch", "scripts"], "take one of them"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(run, here, words, line):
+    Path("mine.toml").write_text(SWEEP)
+    found = run("om2p-train", "sweep", "mine.toml", *words)
+    assert found.code == 2
+    assert line in found.err
+    assert len(found.err.splitlines()) == 1
+    assert not Path("sweeps").exists()
+
+
+@pytest.mark.parametrize("gpus", ["0", "-1", "1.5"])
+def test_shares_of_a_gpu_that_ray_does_not_have_are_refused(run, here, gpus):
+    Path("mine.toml").write_text(SWEEP + 'device = "cuda"\n')
+    found = run("om2p-train", "sweep", "mine.toml", "--engine", "ray", "--gpus-per-job", gpus)
+    assert found.code == 2
+    assert "--gpus-per-job takes a fraction up to 1 or a whole number" in found.err
+
+
+def test_without_the_package_ray_the_line_says_what_to_install(run, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "om2p_train.ray_engine", raising=False)
+    monkeypatch.delattr("om2p_train.ray_engine", raising=False)
+    Path("mine.toml").write_text(SWEEP)
+    found = run("om2p-train", "sweep", "mine.toml", "--engine", "ray", "--quiet")
+    assert found.code == 2
+    assert found.err == "error: --engine ray needs the package ray: pip install 'om2p[ray]'\n"

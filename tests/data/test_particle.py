@@ -496,3 +496,12 @@ def test_impossible_worlds_are_refused():
             make(name, 0)
     with pytest.raises(ValueError, match="threads must be 1 or more, not 0"):
         make("cn", threads=0)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", 1), ("100000", None), ("0", None), ("4,2", None), ("", None)])
+def test_fewer_threads_than_cores_where_the_environment_wants_that(monkeypatch, value, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = available_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert available_threads() == (expected or cores)
+    assert available_threads(3) == 3
