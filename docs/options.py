@@ -39,11 +39,11 @@ def _table(names: list[str]) -> str:
         table, columns = "options", names
         heads = [f"`{name.replace('@', ' --scale ')}`" for name in names]
     records = [_record(column, table) for column in columns]
-    rows = [("key", *heads, "meaning"), ("---",) * (len(heads) + 2)]
+    rows = [(f"`[{table}]`", *heads, "meaning"), ("---",) * (len(heads) + 2)]
     for key, field in type(records[0]).model_fields.items():
         assert field.description, f"{type(records[0]).__name__}.{key} has no description"
         values = [_shown(getattr(record, key)) for record in records]
-        rows.append((f"`{table}.{key}`", *values, field.description + _choices(field.annotation)))
+        rows.append((f"`{key}`", *values, field.description + _choices(field.annotation)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -56,6 +56,8 @@ def _shown(value: Any) -> str:
     if value is None:
         return ""
     plain = value.value if isinstance(value, enum.Enum) else value
+    if isinstance(plain, tuple):
+        return f"`[{', '.join(f'{entry:g}' for entry in plain)}]`"
     return f"`{plain if isinstance(plain, str) else json.dumps(plain)}`"
 
 

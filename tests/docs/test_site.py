@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from matplotlib.mathtext import MathTextParser
 
 from om2p_train import algorithms
 from om2p_train.compute import ComputeConfig
@@ -18,6 +19,13 @@ from . import pages
 from .pages import ROOT
 
 DOCS = ROOT / "docs"
+# What matplotlib's TeX lacks, and what stands for it there.
+_TEX = {
+    r"\tfrac12": r"\frac{1}{2}", r"\tfrac14": r"\frac{1}{4}", r"\left\lVert": r"\|", r"\right\rVert": r"\|",
+    r"\lVert": r"\|", r"\rVert": r"\|", r"\lvert": "|", r"\rvert": "|", r"\lbrace": r"\{", r"\rbrace": r"\}",
+    r"\mid": "|", r"\textstyle": "", r"\thinspace": "", r"\big": "", r"\Big": "", r"\qquad": r"\quad",
+    r"\text{": r"\mathrm{", r"\operatorname{": r"\mathrm{",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +41,7 @@ def options() -> ModuleType:
 def test_the_site_builds_as_make_docs_does(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
     (recipe,) = re.findall(r"\$\(BIN\)/sphinx-build (.*) docs docs/_build/html", (ROOT / "Makefile").read_text())
-    words = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        *recipe.split(),
-        "-d",
-        str(tmp_path / "trees"),
-        "docs",
-        str(tmp_path / "site"),
-    ]
+    words = [*recipe.split(), "-d", str(tmp_path / "trees"), "docs", str(tmp_path / "site")]
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -60,11 +59,23 @@ def test_tables_of_options_are_up_to_date(options: ModuleType) -> None:
     assert stale == [], "python docs/options.py brings them up to date"
 
 
+@pytest.mark.parametrize("page", [page for page in pages.PAGES if "$" in pages.prose(pages.read(page))])
+def test_formulas_are_tex(page: str) -> None:
+    formulas = re.findall(r"\$\$(.*?)\$\$|\$([^$\n]+)\$", pages.prose(pages.read(page)), re.DOTALL)
+    for block, inline in formulas:
+        assert not re.search(r"\\[,;!{}_]", block + inline), "GitHub takes these for escapes of Markdown"
+        text = " ".join((block or inline).split())
+        for name, plain in _TEX.items():
+            text = text.replace(name, plain)
+        MathTextParser("path").parse(f"${text}$")
+
+
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_every_algorithm_has_a_page_with_its_sections_and_all_its_options(name: str) -> None:
     text = pages.read(f"docs/algorithms/{name}.md")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Equations", "Options", "Deviations", "Recipes"]
-    shown = set(re.findall(r"^\| `options\.(\w+)` \|", text, re.MULTILINE))
+    (table,) = re.findall(r"<!-- options: .*?<!-- end of options -->", text, re.DOTALL) or [""]
+    shown = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     assert shown == set(algorithms.ALGORITHMS[name].options_type.model_fields)
 
 
