@@ -57,10 +57,6 @@ LESS: dict[tuple[str, str], list[str]] = {
     ("om2p-train", "sweep"): ["--root", "data-of-sweeps"],  # not those of the page, which are short
     ("om2p-train", "evaluate"): ["--episodes", "3", "--quiet"],
     ("om2p-train", "render"): ["--episodes", "1", "--max-steps", "3"],
-    ("om2p-train", "bench"): [
-        *("--scale", "cpu", "--recipes", "bc", "--seeds", "1", "--seconds", "0.01", "--repeats", "1"),
-        *("--no-peers", "--no-latency", "--quiet"),
-    ],
 }
 # Where a behaviour team has to be trained: few worlds, small networks, levels just above those of a fresh team.
 LESS_TRAINING = [
@@ -69,6 +65,8 @@ LESS_TRAINING = [
     *_set("behavior.td3.warmup_steps=1600", "behavior.td3.batch_size=128"),
 ]
 TRAINING = ("--fresh", "medium-replay")
+# A diffusion takes many evaluations of its network for one action.
+LESS_SAMPLING = _set("options.solver_evaluations=3", "options.candidates=2", "options.score_hidden=[16]")
 # A sweep is run as this one (`--list` and `--sbatch` take the file as it stands).
 LESS_SWEEP = """
 tasks = ["cn"]
@@ -82,6 +80,7 @@ settings = ["run.updates=20", "run.evaluate_every=10", "run.evaluation_episodes=
 PARSED = {
     ("--device", "cuda"): "needs a GPU",
     ("--scale", "paper"): "takes days on a CPU",
+    ("bench",): "measures the machine at length; tests/cli/test_bench.py runs it",
     ("--wandb",): "sends to Weights & Biases",
 }
 
@@ -191,6 +190,8 @@ def run(program: str, arguments: list[str], where: str, monkeypatch: pytest.Monk
     more = [*LESS.get((program, arguments[0]), [])]
     if arguments[0] == "generate" and any(word in arguments for word in TRAINING):
         more += LESS_TRAINING
+    if arguments[0] == "run" and "ma-sfbc" in arguments:
+        more += LESS_SAMPLING
     if arguments[0] == "sweep" and not {"--list", "--sbatch"} & set(arguments):
         Path(arguments[1]).write_text(LESS_SWEEP, encoding="utf-8")
     monkeypatch.setattr(sys, "argv", [program, *arguments, *more])
