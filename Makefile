@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 DATASET := om2p/cooperative-navigation/medium-v0
 
-.PHONY: demo test lint clean
+.PHONY: demo docs test lint clean
 
 # PyTorch first and on its own, so that the build can be chosen: pip's default on Linux brings gigabytes of GPU libraries.
 $(VENV)/.installed: pyproject.toml
@@ -36,6 +36,10 @@ demo: $(VENV)/.installed
 	$(BIN)/om2p-train render $(DEMO)/runs/om2p/policies/seed0.safetensors --episodes 4 --out $(DEMO)/episode.gif
 	$(BIN)/om2p-train report $(DEMO)/runs/bc $(DEMO)/runs/om2p --out $(DEMO)
 
+# The site, in docs/_build/html; whatever Sphinx warns of is an error.
+docs: $(VENV)/.installed
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
 test: lint
 	$(BIN)/python -m pytest
 
@@ -45,4 +49,4 @@ lint: $(VENV)/.installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(DEMO) build dist docs/_build *.egg-info

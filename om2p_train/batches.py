@@ -28,7 +28,7 @@ class DataConfig(Record):
     """How a data set becomes batches (the `[data]` table)."""
 
     normalize_obs: bool = Field(default=False, description="standardise observations by the data's mean and deviation")
-    time_limit: TimeLimit = TimeLimit.CONTINUE
+    time_limit: TimeLimit = Field(default=TimeLimit.CONTINUE, description="what a time limit means to the critics")
 
 
 class Batch(NamedTuple):

@@ -33,7 +33,7 @@ class Precision(enum.Enum):
 class ComputeConfig(Record):
     """The `[compute]` table."""
 
-    precision: Precision = Precision.FULL
+    precision: Precision = Field(default=Precision.FULL, description="of the factors in matrix products")
     compile: bool = Field(default=False, description="let torch.compile fuse the losses' arithmetic")
     fused: bool = Field(
         default=True, description="networks in one pass through the cache; a CPU in full precision only"

@@ -36,10 +36,10 @@ class Scale(enum.Enum):
 class RunConfig(Record):
     """The loop around the updates."""
 
-    updates: int = Field(gt=0, le=10**9)
-    evaluate_every: int = Field(gt=0)
-    evaluation_episodes: int = Field(gt=0, description="per seed")
-    log_every: int = Field(default=100, gt=0)
+    updates: int = Field(gt=0, le=10**9, description="steps of the optimiser")
+    evaluate_every: int = Field(gt=0, description="updates between two evaluations")
+    evaluation_episodes: int = Field(gt=0, description="of each evaluation and seed")
+    log_every: int = Field(default=100, gt=0, description="updates between two rows of metrics.csv")
     checkpoint_every: int = Field(default=1_000, gt=0, description="updates that an interruption can cost")
 
 

@@ -26,9 +26,9 @@ _WARM_UPS = 3  # updates taken one by one before a stage is recorded: they alloc
 class OptimizerConfig(Record):
     """What stands around the losses."""
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, description="of Adam")
     critic_learning_rate: float | None = Field(default=None, gt=0, description="the critic's own; left out: the same")
-    batch_size: int = Field(gt=0)
+    batch_size: int = Field(gt=0, description="transitions an update, for every learner")
     rho: float = Field(gt=0, le=1, description="share of the source in every target average")
     max_gradient: float | None = Field(
         default=None, gt=0, description="bound on the norm of each learner's gradient; left out: none"

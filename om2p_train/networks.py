@@ -25,7 +25,7 @@ class NetworkConfig(Record):
     hidden: tuple[Annotated[int, Field(gt=0, le=65_536)], ...] = Field(
         min_length=1, max_length=64, description="widths of the hidden layers"
     )
-    activation: Activation
+    activation: Activation = Field(description="between the layers")
     critic_layer_norm: bool = Field(description="layer norm after each of the critics' activations")
 
 

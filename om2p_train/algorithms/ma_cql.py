@@ -36,9 +36,9 @@ class Proposal(enum.Enum):
 class MACQLOptions(Options):
     """Options of MA-CQL. Symbols are the OMAR paper's."""
 
-    gamma: float = Field(gt=0, lt=1)
+    gamma: float = Field(gt=0, lt=1, description="discount")
     alpha: float = Field(ge=0, description="weight of the conservative term; 0 is independent TD3")
-    proposal: Proposal
+    proposal: Proposal = Field(description="where the actions come from whose values are pushed down")
     num_sampled_actions: PositiveInt = Field(description="of each kind of proposal")
     proposal_sigma: float = Field(gt=0, description="standard deviation of the Gaussians around the policy's actions")
     action_cost: float = Field(ge=0, description="weight of the mean squared action in the actor's loss")

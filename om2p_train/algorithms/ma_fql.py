@@ -31,7 +31,7 @@ from om2p_train.team import Team
 class MAFQLOptions(Options):
     """Options of MA-FQL. Symbols are the FQL paper's."""
 
-    gamma: float = Field(gt=0, lt=1)
+    gamma: float = Field(gt=0, lt=1, description="discount")
     alpha: float = Field(ge=0, description="weight of the distillation")
     flow_steps: PositiveInt = Field(description="Euler steps of the flow that is distilled")
     normalize_q: bool = Field(description="divide the values by their mean size, so that alpha is free of their scale")

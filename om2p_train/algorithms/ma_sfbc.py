@@ -36,14 +36,14 @@ _CHUNK_ON_CPU, _CHUNK = 1 << 13, 1 << 18
 class MASfBCOptions(Options):
     """Options of MA-SfBC. Symbols are the SfBC paper's."""
 
-    gamma: float = Field(gt=0, lt=1)
+    gamma: float = Field(gt=0, lt=1, description="discount")
     behavior_share: float = Field(gt=0, lt=1, description="share of the updates that train the behaviour model")
     rounds: PositiveInt = Field(description="fits of the critic, K in the paper")
-    score_hidden: tuple[PositiveInt, ...] = Field(min_length=1)
-    time_features: PositiveInt = Field(multiple_of=2)
-    solver_evaluations: PositiveInt
+    score_hidden: tuple[PositiveInt, ...] = Field(min_length=1, description="widths of the behaviour model's layers")
+    time_features: PositiveInt = Field(multiple_of=2, description="size of the embedding of the diffusion time")
+    solver_evaluations: PositiveInt = Field(description="of the behaviour model for one sample, a multiple of 3")
     planning_samples: PositiveInt = Field(description="behaviour samples that V is estimated from")
-    planning_sharpness: PositiveFloat
+    planning_sharpness: PositiveFloat = Field(description="of the softmax over them")
     candidates: PositiveInt = Field(description="behaviour samples that an action is chosen from")
     sharpness: PositiveFloat = Field(description="of the choice among them")
 

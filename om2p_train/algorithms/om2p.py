@@ -39,17 +39,17 @@ from om2p_train.team import Team
 class OM2POptions(Options):
     """Options of OM2P. Symbols are the paper's."""
 
-    gamma: float = Field(gt=0, lt=1)
+    gamma: float = Field(gt=0, lt=1, description="discount")
     bc_weight: float = Field(default=1.0, ge=0, description="weight of L_bc; 0 leaves Q alone, the paper's ablation")
     eta: float = Field(ge=0, description="weight of the Q guidance, Eq. 6; 0 is flow behaviour cloning")
     normalize_q: bool = Field(description="divide the guidance by the mean size of Q, so that eta is free of its scale")
-    xi: tuple[float, float, float, float]
-    time_pair: TimePair
+    xi: tuple[float, float, float, float] = Field(description="shape of the distribution of times, Eq. 4")
+    time_pair: TimePair = Field(description="how r and t are drawn from it")
     equal_share: float = Field(ge=0, le=1, description="share of r = t among ordered pairs")
-    derivative: Derivative
-    finite_difference_step: float = Field(gt=0)
+    derivative: Derivative = Field(description="how du/dr of Eq. 2 is computed")
+    finite_difference_step: float = Field(gt=0, description="of that derivative alone")
     adaptive_power: float = Field(ge=0, le=1, description="p of the adaptive weight; 0 is the plain squared error")
-    one_step: OneStep
+    one_step: OneStep = Field(description="what is clipped to be the action; Eq. 3 has eps+u")
     target_actor: bool = Field(description="whether the critic's target takes its action from a slowly following actor")
 
     @model_validator(mode="after")

@@ -34,8 +34,8 @@ class OMAROptions(MACQLOptions):
     """Options of OMAR beyond those of MA-CQL."""
 
     c: float = Field(ge=0, le=1, description="weight of the search's action against Q in the actor's loss")
-    search: Search
-    search_rounds: PositiveInt
+    search: Search = Field(description="how the Gaussian that is searched from moves between two rounds")
+    search_rounds: PositiveInt = Field(description="of the search")
     search_samples: PositiveInt = Field(description="a round")
     search_elites: PositiveInt = Field(description="of a round's samples; cross-entropy only")
     search_mu: float = Field(ge=-1, le=1, description="mean of the first round, in every component")

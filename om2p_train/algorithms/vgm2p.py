@@ -32,7 +32,7 @@ _NO_STEP = 1.0  # of the finite difference, which the exact derivative has no us
 class VGM2POptions(Options):
     """Options of VGM2P."""
 
-    gamma: float = Field(gt=0, lt=1)
+    gamma: float = Field(gt=0, lt=1, description="discount")
     expectile: float = Field(ge=0.5, lt=1, description="of V_tot among Q_tot; 0.5 is the mean")
     guidance: float = Field(ge=1, description="w; 1 follows the condition without going beyond it")
     drop_probability: float = Field(gt=0, lt=1, description="share of transitions whose condition is dropped")

@@ -1,9 +1,6 @@
-"""The worked example of docs/algorithms.md is run as it stands there."""
+"""The worked example of docs/extend.md is run as it stands there."""
 
 from __future__ import annotations
-
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +12,14 @@ from om2p_train.learner import Learner
 from om2p_train.streams import INITIALISATION, SAMPLING, SeedStreams
 from om2p_train.team import Team
 
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "algorithms.md"
+from ..docs.pages import file_in
 
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
     """The documented file and recipe in a working directory of their own."""
-    text = _DOCUMENT.read_text(encoding="utf-8")
-    for language, name in (("python", "td3_bc.py"), ("toml", "td3_bc.toml")):
-        (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-        (tmp_path / name).write_text(block, encoding="utf-8")
+    for name in ("td3_bc.py", "td3_bc.toml"):
+        (tmp_path / name).write_text(file_in("docs/extend.md", name), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "td3_bc.toml"
 

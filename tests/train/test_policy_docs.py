@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import types
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from om2p_train.policy import save_policy
 from om2p_train.streams import EVALUATION, INITIALISATION, SeedStreams
 from om2p_train.team import Team
 
-DOCS = Path(__file__).parents[2] / "docs" / "policies.md"
+from ..docs import pages
+
+POLICY = Path("runs/cooperative-navigation/medium/om2p/policies/seed0.safetensors")  # as the page calls it
 
 
 @pytest.fixture
@@ -28,12 +29,13 @@ def files(tmp_path, monkeypatch):
     card = named("cn")
     network = NetworkConfig.model_validate({"hidden": (8,), "activation": "relu", "critic_layer_norm": False})
     actor = FlowActor(SeedStreams([0], INITIALISATION), Team.of(card.spec), network, OneStep.RAW)
-    save_policy(tmp_path / "policy.safetensors", actor, 0, card, {})
     monkeypatch.chdir(tmp_path)
+    POLICY.parent.mkdir(parents=True)
+    save_policy(POLICY, actor, 0, card, {})
 
 
 def blocks() -> list[str]:
-    found = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    found = [block.text for block in pages.blocks(pages.read("docs/policies.md")) if block.language == "python"]
     assert len(found) == 3
     return found
 
@@ -62,7 +64,7 @@ def test_the_loops_of_exported_files(files, form, number, name):
     if form is Format.ONNX:
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    export(load_policy("policy.safetensors"), Path(name), form)
+    export(load_policy(POLICY), Path(name), form)
     names: dict = {}
     exec(blocks()[number], names)
     assert played(names["act"]) == 25
@@ -84,7 +86,7 @@ def test_a_team_scores_the_same_from_the_exported_file_alone(files, form, number
     if form is Format.ONNX:
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    policy = load_policy("policy.safetensors", seed=5)
+    policy = load_policy(POLICY, seed=5)
     export(policy, Path(name), form)
     names: dict = {}
     exec(blocks()[number], names)

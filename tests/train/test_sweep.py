@@ -10,6 +10,8 @@ from om2p_data.errors import UserError
 from om2p_train import sweep
 from om2p_train.sweep import DataJob, State, TrainJob
 
+from ..docs.pages import file_in
+
 CN = 'tasks = ["cn"]\ntiers = ["medium"]\nalgorithms = ["bc"]\nseeds = [0, 1]\n'
 
 
@@ -132,6 +134,5 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_documented_file_expands(tmp_path):
-    text = (Path(__file__).parents[2] / "docs" / "runs.md").read_text().split("```toml\n")[1].split("```")[0]
-    jobs = expanded(tmp_path, text)
+    jobs = expanded(tmp_path, file_in("docs/runs.md", "mine.toml"))
     assert sum(isinstance(job, TrainJob) for job in jobs) == 2 * 2 * 2 * 2
