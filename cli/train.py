@@ -11,6 +11,7 @@ import typer
 from . import policies
 from .bench import bench
 from .common import Quiet, Settings, guarded, parse_seeds
+from .reproduce import reproduce
 from .sweep import sweep
 
 app = typer.Typer(
@@ -145,7 +146,7 @@ def recipes() -> None:
         print(name)
 
 
-for _command in (sweep, policies.evaluate, policies.render, policies.export, bench):
+for _command in (sweep, reproduce, policies.evaluate, policies.render, policies.export, bench):
     app.command()(_command)
 
 

@@ -113,12 +113,24 @@ def protocol(name: str) -> Protocol:
     return recipe.fill(Protocol, tables[name], "protocols.toml", name)
 
 
-def narrowed(part: Part, tasks: Sequence[str], tiers: Sequence[Tier]) -> Part | None:
-    """A part on some of its tasks and tiers; empty means all. None if nothing is left of it."""
+def narrowed(experiment: Experiment, tasks: Sequence[str], tiers: Sequence[Tier]) -> list[Part]:
+    """The parts of an experiment on some of its tasks and tiers; empty means all.
+
+    Raises:
+        UserError: no such task, or nothing is left.
+    """
     wanted = {find(task).name for task in tasks}
-    kept = tuple(task for task in part.tasks if not wanted or find(task).name in wanted)
-    some = tuple(tier for tier in part.tiers if not tiers or tier in tiers)
-    return part.model_copy(update={"tasks": kept, "tiers": some}) if kept and some else None
+    parts = []
+    for part in experiment.part:
+        kept = tuple(task for task in part.tasks if not wanted or find(task).name in wanted)
+        some = tuple(tier for tier in part.tiers if not tiers or tier in tiers)
+        if kept and some:
+            parts.append(part.model_copy(update={"tasks": kept, "tiers": some}))
+    if not parts:
+        has = ", ".join(sorted({find(task).alias for part in experiment.part for task in part.tasks}))
+        levels = ", ".join(dict.fromkeys(tier.value for part in experiment.part for tier in part.tiers))
+        raise UserError(f"the experiment has none of these: its tasks are {has}, its tiers {levels}")
+    return parts
 
 
 def jobs(
@@ -136,10 +148,8 @@ def jobs(
         All jobs, data sets first and nothing twice; and the cells of each part by its name.
 
     Raises:
-        UserError: a recipe is wrong, or nothing is to be done.
+        UserError: a recipe is wrong.
     """
-    if not parts:
-        raise UserError("the experiment has none of these tasks and tiers")
     every: dict[str, Job] = {}
     cells: dict[str, list[TrainJob]] = {}
     for part in parts:

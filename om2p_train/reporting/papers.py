@@ -40,17 +40,19 @@ def write(
     Args:
         experiment: what was reproduced.
         scale: of the reproduction, by its name.
-        found: the runs of each part, at least one in all.
+        found: the runs of each part.
         folder: where the files go.
 
     Returns:
-        The main tables in Markdown, and the paths.
+        The main tables in Markdown, and the paths; no files where no run has finished.
 
     Raises:
         UserError: the folder cannot be written.
     """
     laid = [(part, _lay(part, experiment, results)) for part, results in found if results.runs]
     whole = _whole(results for _, results in found)
+    if not laid:
+        return reporting.text(whole), []
     title = f"{experiment.title} ({experiment.source}), scale {scale}"
     drawn = {name: draw for _, one in laid for name, draw in one.figures.items()}
     sections = [
@@ -142,7 +144,7 @@ def averages_table(results: Results) -> Table:
     methods = results.methods if compared is None else compared.methods
     levels = [results.of(dataset)[0] for dataset in datasets]
     data = [run.normalized(np.array([run.dataset_return])) for run in levels]
-    mean_score = "" if None in data else f"{np.mean(data):.1f}"
+    mean_score = f"{np.mean([score for score in data if score is not None]):.1f}" if compared is not None else ""
     means = (f"{run.dataset_return:.1f}" for run in levels)
     rows = [("data set mean", f"{np.mean([run.dataset_return for run in levels]):.1f}", mean_score, "", "", "", *means)]
     for method in methods:

@@ -1,0 +1,108 @@
+"""om2p-train reproduce: the papers' tables and figures by one command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import jobs as job_lists
+from .common import Quiet, Root, parse_seeds
+
+if TYPE_CHECKING:
+    from om2p_train.experiments import Experiment, Protocol
+
+_DEVICES = ("cpu", "cuda")
+
+
+def reproduce(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="table1, table2, figure2, figure3, figure4, vgm2p; without it, what they are."),
+    ] = None,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="cpu (small networks, few updates, 3 seeds), paper (a million updates, 5 seeds) or strict (10 seeds, "
+            "32 evaluation episodes)."
+        ),
+    ] = "cpu",
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks of it: cn,hc.")] = None,
+    tiers: Annotated[str | None, typer.Option(help="Only these tiers of it: medium,expert.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Other seeds: 0-4 or 0,2,5.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cpu for scale cpu, otherwise cuda.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder. Default: reproduce/<name>-<scale>.")] = None,
+    root: Root = None,
+    workers: job_lists.Workers = None,
+    threads: job_lists.Threads = None,
+    retries: job_lists.Retries = None,
+    engine: job_lists.Engine = "local",
+    address: job_lists.Address = None,
+    gpus_per_job: job_lists.GpusPerJob = None,
+    storage: job_lists.Storage = None,
+    fetch_every: job_lists.FetchEvery = None,
+    list_: job_lists.List = False,
+    sbatch: job_lists.Sbatch = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the data, train all that a paper's table or figure needs, and lay it out beside the paper's numbers.
+
+    What is finished stays; what was interrupted goes on. The same command can be given again at any time.
+    """
+    from om2p_data.tiers import Tier
+    from om2p_train import experiments
+    from om2p_train import sweep as sweeps
+    from om2p_train.reporting import papers
+
+    if name is None:
+        for each in experiments.names():
+            experiment = experiments.read(each)
+            print(f"{each:8} {experiment.title} ({experiment.source})")
+        return
+    experiment = experiments.read(name)
+    amount = _amount(experiments.protocol(scale), seeds, device)
+    means = job_lists.Means(workers, threads, retries, engine, address, gpus_per_job, storage, fetch_every)
+    means.check(amount.device, sbatch)
+    out = out or Path("reproduce", f"{name}-{scale}")
+    some_tiers = [Tier.parse(tier) for tier in tiers.split(",")] if tiers else []
+    parts = experiments.narrowed(experiment, tasks.split(",") if tasks else [], some_tiers)
+    jobs, cells = experiments.jobs(parts, amount, out / "runs", root)
+    if list_:
+        job_lists.show(jobs)
+        return
+    if sbatch is not None:
+        job_lists.hand_over(jobs, sbatch, name)
+        return
+    alone = _alone(means, experiment)
+    outcome = job_lists.work(jobs, alone, amount.device, out / "logs", name, quiet=quiet)
+    text, paths = papers.write(experiment, scale, [(part, sweeps.results(cells[part.name])) for part in parts], out)
+    print(text)
+    if paths:
+        print(f"\nwrote {', '.join(path.name for path in paths)} in {out}")
+    given = {"tasks": tasks, "tiers": tiers, "seeds": seeds, "device": device, "root": root}
+    again = ["om2p-train", "reproduce", name, "--scale", scale, "--out", str(out)]
+    again += [word for option, value in given.items() if value is not None for word in (f"--{option}", str(value))]
+    job_lists.finish(outcome, len(jobs), [*again, *means.words()])
+
+
+def _amount(amount: Protocol, seeds: str | None, device: str | None) -> Protocol:
+    from om2p_data.errors import unknown
+
+    if device not in (None, *_DEVICES):
+        raise unknown("device", device, _DEVICES)
+    said = {"device": device, "seeds": tuple(parse_seeds(seeds)) if seeds is not None else None}
+    return amount.model_copy(update={key: value for key, value in said.items() if value is not None})
+
+
+def _alone(means: job_lists.Means, experiment: Experiment) -> job_lists.Means:
+    """Timed runs have the machine to themselves."""
+    from om2p_data.envs.vector import available_cores
+    from om2p_data.errors import UserError
+
+    if not experiment.one_at_a_time:
+        return means
+    if (means.workers or 1) > 1:
+        raise UserError("the runs of this experiment are timed, one at a time: leave --workers out")
+    return replace(means, workers=1, threads=means.threads or available_cores())
