@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -25,8 +26,13 @@ R = TypeVar("R", bound=Record)
 
 def bundled(folder: str) -> list[str]:
     """Names of the recipes that ship with the package in `folder` ("data" or "train")."""
-    entries = resources.files("om2p_recipes").joinpath(folder).iterdir()
+    entries = _bundle().joinpath(folder).iterdir()
     return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
+
+
+def bundled_text(*path: str) -> str:
+    """Contents of a file that ships with the package beside the recipes."""
+    return _bundle().joinpath(*path).read_text(encoding="utf-8")
 
 
 def read(source: str | Path, folder: str) -> tuple[dict[str, Any], str]:
@@ -53,7 +59,7 @@ def read(source: str | Path, folder: str) -> tuple[dict[str, Any], str]:
     else:
         if str(source) not in bundled(folder):
             raise unknown("recipe", str(source), bundled(folder))
-        text = resources.files("om2p_recipes").joinpath(folder, f"{source}.toml").read_text(encoding="utf-8")
+        text = bundled_text(folder, f"{source}.toml")
         label = f"recipe {source}"
     try:
         return tomllib.loads(text), label
@@ -117,6 +123,10 @@ def fill(model: type[R], values: Mapping[str, Any], label: str, prefix: str = ""
             raise UserError(f"{label}: key {key!r} is missing") from None
         found = "" if isinstance(first["input"], Mapping) else f" = {first['input']!r}"  # a table fills the screen
         raise UserError(f"{label}: {key}{found} is wrong: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _bundle() -> Traversable:
+    return resources.files("om2p_recipes")
 
 
 def _keys(model: type[BaseModel], prefix: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import tomllib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from om2p_train import sweep
 from om2p_train.config import Scale
 from om2p_train.sweep import Job, SweepRecipe, TrainJob
 
-_FOLDER = "paper"  # of the bundled recipes
+_FOLDER, _PROTOCOLS = "paper", "protocols.toml"  # of the bundled recipes
 
 
 class Show(enum.Enum):
@@ -106,11 +105,10 @@ def protocol(name: str) -> Protocol:
     Raises:
         UserError: there is none of that name.
     """
-    text = resources.files("om2p_recipes").joinpath("protocols.toml").read_text(encoding="utf-8")
-    tables: dict[str, Any] = tomllib.loads(text)
+    tables: dict[str, Any] = tomllib.loads(recipe.bundled_text(_PROTOCOLS))
     if name not in tables:
         raise unknown("scale", name, tables)
-    return recipe.fill(Protocol, tables[name], "protocols.toml", name)
+    return recipe.fill(Protocol, tables[name], _PROTOCOLS, name)
 
 
 def narrowed(experiment: Experiment, tasks: Sequence[str], tiers: Sequence[Tier]) -> list[Part]:

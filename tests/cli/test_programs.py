@@ -91,7 +91,9 @@ def test_generate_train_report_and_render(run: Run, here: Path) -> None:
     report = run("om2p-train", "report", folder, "runs/bc", "--out", "report")
     assert (report.code, report.err) == (0, "")
     assert len(re.findall(r"^\| bc ", report.out, re.MULTILINE)) == 2
-    assert (here / "report" / "table.md").read_text().strip() in report.out
+    table, _, _ = report.out.partition("\nwrote table.md")
+    assert table.strip() in (here / "report" / "table.md").read_text()
+    assert "<title>Results</title>" in (here / "report" / "report.html").read_text()
     assert (here / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     policy = folder / "policies" / "seed0.safetensors"

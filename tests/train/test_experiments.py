@@ -1,0 +1,95 @@
+"""The bundled experiments: complete, at every scale, and with the numbers that the papers print."""
+
+from __future__ import annotations
+
+import pytest
+
+from om2p_data.envs import TASKS
+from om2p_data.errors import UserError
+from om2p_data.tiers import Tier
+from om2p_train import config, experiments
+from om2p_train.config import Scale
+from om2p_train.experiments import Experiment
+from om2p_train.sweep import DataJob, TrainJob
+
+SCALES = {"cpu": (Scale.CPU, 3, 100_000), "paper": (Scale.PAPER, 5, 1_000_000), "strict": (Scale.PAPER, 10, 1_000_000)}
+
+
+@pytest.mark.parametrize("name", experiments.names())
+@pytest.mark.parametrize("scale", SCALES)
+def test_an_experiment_expands_at_every_scale(name, scale, tmp_path):
+    experiment, amount = experiments.read(name), experiments.protocol(scale)
+    jobs, cells = experiments.jobs(experiment.part, amount, tmp_path, tmp_path / "data")
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert set(cells) == {part.name for part in experiment.part}
+    own, seeds, transitions = SCALES[scale]
+    for job in jobs:
+        if isinstance(job, TrainJob):
+            assert job.scale is own
+            assert len(job.seeds) == (1 if name == "table2" else seeds)
+            assert {need in {other.name for other in jobs} for need in job.needs} == {True}
+        elif isinstance(job, DataJob) and job.tier is not Tier.MEDIUM_REPLAY:
+            assert job.transitions == transitions
+    kinds = [isinstance(job, TrainJob) for job in jobs]
+    assert kinds == sorted(kinds)  # data sets first
+
+
+def test_the_strict_protocol_evaluates_on_32_episodes(tmp_path):
+    experiment = experiments.read("table1")
+    for scale, episodes in (("paper", 10), ("strict", 32)):
+        _, cells = experiments.jobs(experiment.part, experiments.protocol(scale), tmp_path)
+        assert {job.recipe["run"]["evaluation_episodes"] for job in cells["returns"]} == {episodes}
+        assert {job.recipe["run"]["updates"] for job in cells["returns"]} == {1_000_000}
+
+
+def test_published_numbers_are_complete_and_name_what_is_run():
+    """Sums over the printed tables: a mistyped digit shows."""
+    table1 = experiments.read("table1")
+    (part,) = table1.part
+    assert {*table1.published} == {*part.tasks}
+    totals = dict.fromkeys(("omar", "ma-sfbc", "ma-fql", "om2p-paper"), 0.0)
+    for by_tier in table1.published.values():
+        assert {*by_tier} == {*part.tiers}
+        for values in by_tier.values():
+            assert {*values} == {*totals}
+            for recipe, (mean, _) in values.items():
+                totals[recipe] += mean
+    assert {recipe: round(total, 1) for recipe, total in totals.items()} == {
+        "omar": 12717.9,
+        "ma-sfbc": 7145.2,
+        "ma-fql": 14688.3,
+        "om2p-paper": 15784.7,
+    }
+    for name in experiments.names():
+        experiment = experiments.read(name)
+        run = {algorithm for part in experiment.part for algorithm in part.algorithms}
+        named = {
+            recipe for by_tier in experiment.published.values() for values in by_tier.values() for recipe in values
+        }
+        assert named | {*experiment.published_cost} <= run
+        assert {task for part in experiment.part for task in part.tasks} <= {*TASKS}
+
+
+def test_a_part_can_be_narrowed():
+    (part,) = experiments.narrowed(experiments.read("table1"), ["cn"], [Tier.EXPERT, Tier.MEDIUM])
+    assert part.tasks == ("cooperative-navigation",)
+    assert part.tiers == (Tier.MEDIUM, Tier.EXPERT)
+    assert experiments.narrowed(experiments.read("table1"), [], []) == list(experiments.read("table1").part)
+    with pytest.raises(UserError, match=r"none of these: its tasks are world, its tiers medium-replay, .*expert$"):
+        experiments.narrowed(experiments.read("figure4"), ["cn"], [])
+
+
+def test_the_finite_differences_of_figure2_are_steps_that_mean_something(tmp_path):
+    part = experiments.read("figure2").part[1]
+    for settings in part.variants.values():
+        config.load("om2p-paper-gradient", "cooperative-navigation", Tier.MEDIUM, settings=settings)
+
+
+def test_bad_experiments_are_refused():
+    with pytest.raises(UserError, match="unknown experiment 'table3'"):
+        experiments.read("table3")
+    with pytest.raises(UserError, match="unknown scale 'night'"):
+        experiments.protocol("night")
+    part = {"name": "a", "title": "a", "show": "table", "axis": "options.eta", "tasks": ["cn"], "tiers": ["medium"]}
+    with pytest.raises(ValueError, match="an axis where show = 'axis', and only there"):
+        Experiment.model_validate({"title": "a", "source": "b", "part": [part | {"algorithms": ["bc"]}]})
