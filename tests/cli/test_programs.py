@@ -41,14 +41,15 @@ def help_of(program: str, *command: str) -> str:
         ("om2p-data", ["train"], "--env --until --seed --recipe --set --out --quiet medium expert"),
         ("om2p-data", ["train-prey"], "--env --out --seed --recipe --set --quiet pp world"),
         ("om2p-data", ["list"], "--root MINARI_DATASETS_PATH"),
-        ("om2p-train", [], "run report render recipes"),
+        ("om2p-train", [], "run report render recipes sweep reproduce"),
         (
             "om2p-train",
             ["run"],
             "--dataset --algo --seeds --scale --device --set --out --root --overwrite --tensorboard --threads "
             "--quiet 0-4 0,2,5 cpu paper cuda",
         ),
-        ("om2p-train", ["report"], "RUNS --out table.md curves.png"),
+        ("om2p-train", ["report"], "RUNS --out --title report.html table.md table.tex results.csv PNG PDF"),
+        ("om2p-train", ["reproduce"], "NAME --scale --tasks --tiers --seeds --engine --list table1 vgm2p strict"),
         ("om2p-train", ["render"], "POLICY --out --seed --episodes --max-steps GIF"),
     ],
 )

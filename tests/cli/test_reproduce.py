@@ -75,7 +75,6 @@ def test_a_table_from_nothing_and_given_again(run: Run, here: Path, tiny: None) 
     assert again.code == 0
     assert again.out == made.out
     assert times == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
-    # A gap is named, in the table and on the page.
     facts = next((folder / "runs").glob("*bc-flow*")) / "run.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"dataset_hash": "other"}))
     found = run("om2p-train", "reproduce", "tiny")
@@ -95,7 +94,7 @@ def test_without_a_name_the_experiments_are_listed(run: Run, here: Path) -> None
     [
         (["table3"], "unknown experiment 'table3': did you mean"),
         (["table1", "--scale", "night"], "unknown scale 'night'"),
-        (["table1", "--tasks", "chess"], "unknown task 'chess'"),
+        (["table1", "--tasks", "chess"], "unknown environment 'chess'"),
         (["figure4", "--tasks", "cn"], "the experiment has none of these: its tasks are world"),
         (["table1", "--tiers", "best"], "unknown tier 'best'"),
         (["table1", "--device", "tpu"], "unknown device 'tpu'"),
