@@ -3,12 +3,14 @@
 #   TORCH="torch>=2.6"   another PyTorch requirement
 #   TORCH_ARGS="..."     more arguments for the pip call that installs it, e.g. --index-url of PyTorch's CPU builds
 #   PYTHON=python3.12    another interpreter
+#   PROCESSES=8          so many tests at a time
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 VENV ?= .venv
 SEEDS ?= 0-2
+PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 DEMO := demo
@@ -41,7 +43,7 @@ docs: $(VENV)/.installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -80,6 +80,7 @@ settings = ["run.updates=20", "run.evaluate_every=10", "run.evaluation_episodes=
 PARSED = {
     ("--device", "cuda"): "needs a GPU",
     ("--scale", "paper"): "takes days on a CPU",
+    ("reproduce",): "takes hours; tests/cli/test_reproduce.py runs it",
     ("bench",): "measures the machine at length; tests/cli/test_bench.py runs it",
     ("--wandb",): "sends to Weights & Biases",
 }
@@ -93,6 +94,7 @@ BEFORE: dict[str, list[str]] = {
     "docs/data.md": [CN_DATA, "om2p-data generate --env cn --tier expert"],
     "docs/policies.md": [CN_DATA, CN_RUN],
     "docs/runs.md": [CN_DATA, CN_RUN],
+    "docs/reproduce.md": [CN_DATA, CN_RUN],
     "docs/faq.md": [CN_DATA, CN_RUN],
     "docs/extend.md": [CN_DATA, COLLECT],
 } | {page: [CN_DATA] for page in pages.PAGES if page.startswith("docs/algorithms/")}
