@@ -7,10 +7,11 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import ray
 
@@ -21,6 +22,8 @@ from om2p_train.sweep import DataJob, Job, TrainJob
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+
+T = TypeVar("T")
 
 _LOOK_EVERY = 0.2  # seconds
 
@@ -161,7 +164,7 @@ def _run(
         while process.poll() is None:
             if asked:
                 time.sleep(_LOOK_EVERY)
-            elif ray.wait(list(stop), timeout=_LOOK_EVERY)[0]:
+            elif aside(lambda: ray.wait(list(stop), timeout=_LOOK_EVERY))[0]:
                 process.terminate()
                 asked = True
             yield from bringing.news()
@@ -220,7 +223,16 @@ def _receive_data(data: DataJob, pieces: Sequence[ObjectRef]) -> None:
                 put(partial, _got(piece))
 
 
+def aside(call: Callable[[], T]) -> T:
+    """What a call returns that waits for Ray.
+
+    A task that waits in its main thread gives its CPUs to the next one meanwhile, and soon all jobs would run at once.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
+
+
 def _got(piece: ObjectRef) -> Piece:
-    found = ray.get(piece)
+    found = aside(lambda: ray.get(piece))
     assert isinstance(found, Piece)
     return found

@@ -182,6 +182,25 @@ def refused(address: str | None, here: Path, threads: int = 1, gpus: float = 0.0
     return str(caught.value)
 
 
+def hold(stop: list[Any], seconds: float) -> tuple[float, float]:
+    from om2p_train.ray_node import aside
+
+    began = time.time()
+    aside(lambda: ray.wait(stop, timeout=seconds))
+    return began, time.time()
+
+
+def test_a_job_that_waits_keeps_its_cpu(cluster):
+    """Two CPUs and four tasks: two at a time. Where Ray gives a waiting task's CPU away, there are more."""
+    from om2p_train.ray_engine import _Bell
+
+    with ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL"):
+        rung = ray.remote(num_cpus=0)(_Bell).remote().rung.remote()
+        task = ray.remote(num_cpus=1)(hold)
+        spans = ray.get([task.remote([rung], 3.0) for _ in range(4)])
+    assert max(sum(began <= start < end for began, end in spans) for start, _ in spans) == 2
+
+
 def test_what_no_node_can_take_is_refused(cluster, here):
     assert "a job takes 7 CPUs and 0 GPUs, which no node of the cluster has" in refused(cluster.address, here, 7)
 
