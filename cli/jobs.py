@@ -106,7 +106,7 @@ def show(jobs: Sequence[Job]) -> None:
         print(f"{job.state().value:8} {job.name}\n         {job.command}")
 
 
-def hand_over(jobs: Sequence[Job], folder: Path, name: str) -> None:
+def hand_over(jobs: Sequence[Job], means: Means, folder: Path, name: str) -> None:
     """Write scripts for Slurm for what is left to do.
 
     Raises:
@@ -119,7 +119,7 @@ def hand_over(jobs: Sequence[Job], folder: Path, name: str) -> None:
     left = [job for job in jobs if job.state() is not State.DONE]
     if not left:
         raise UserError(f"all jobs of {name} are done: there is nothing for Slurm to do")
-    script = slurm.write(left, folder, name)
+    script = slurm.write(left, folder, name, means.threads, means.workers)
     print(f"{len(left)} of {len(jobs)} jobs are to be done; to hand them to Slurm: {script}")
 
 

@@ -62,38 +62,38 @@ def reproduce(
             print(f"{each:8} {experiment.title} ({experiment.source})")
         return
     experiment = experiments.read(name)
-    amount = _amount(experiments.protocol(scale), seeds, device)
-    means = job_lists.Means(workers, threads, retries, engine, address, gpus_per_job, storage, fetch_every)
-    means.check(amount.device, sbatch)
+    amount = _amount(experiments.protocol(scale), device)
+    asked = job_lists.Means(workers, threads, retries, engine, address, gpus_per_job, storage, fetch_every)
+    asked.check(amount.device, sbatch)
+    means = _alone(asked, experiment)
     out = out or Path("reproduce", f"{name}-{scale}")
     some_tiers = [Tier.parse(tier) for tier in tiers.split(",")] if tiers else []
-    parts = experiments.narrowed(experiment, tasks.split(",") if tasks else [], some_tiers)
+    chosen = parse_seeds(seeds) if seeds is not None else None
+    parts = experiments.narrowed(experiment, tasks.split(",") if tasks else [], some_tiers, chosen)
     jobs, cells = experiments.jobs(parts, amount, out / "runs", root)
     if list_:
         job_lists.show(jobs)
         return
     if sbatch is not None:
-        job_lists.hand_over(jobs, sbatch, name)
+        job_lists.hand_over(jobs, means, sbatch, name)
         return
-    alone = _alone(means, experiment)
-    outcome = job_lists.work(jobs, alone, amount.device, out / "logs", name, quiet=quiet)
-    text, paths = papers.write(experiment, scale, [(part, sweeps.results(cells[part.name])) for part in parts], out)
-    print(text)
-    if paths:
-        print(f"\nwrote {', '.join(path.name for path in paths)} in {out}")
+    outcome = job_lists.work(jobs, means, amount.device, out / "logs", name, quiet=quiet)
+    if outcome.stopped_by is None:  # who stops a night's work wants it to stop
+        found = [(part, sweeps.results(cells[part.name])) for part in parts]
+        text, paths = papers.write(experiment, scale, found, out)
+        print(text + (f"\n\nwrote {', '.join(path.name for path in paths)} in {out}" if paths else ""))
     given = {"tasks": tasks, "tiers": tiers, "seeds": seeds, "device": device, "root": root}
     again = ["om2p-train", "reproduce", name, "--scale", scale, "--out", str(out)]
     again += [word for option, value in given.items() if value is not None for word in (f"--{option}", str(value))]
-    job_lists.finish(outcome, len(jobs), [*again, *means.words()])
+    job_lists.finish(outcome, len(jobs), [*again, *asked.words()])
 
 
-def _amount(amount: Protocol, seeds: str | None, device: str | None) -> Protocol:
+def _amount(amount: Protocol, device: str | None) -> Protocol:
     from om2p_data.errors import unknown
 
     if device not in (None, *_DEVICES):
         raise unknown("device", device, _DEVICES)
-    said = {"device": device, "seeds": tuple(parse_seeds(seeds)) if seeds is not None else None}
-    return amount.model_copy(update={key: value for key, value in said.items() if value is not None})
+    return amount if device is None else amount.model_copy(update={"device": device})
 
 
 def _alone(means: job_lists.Means, experiment: Experiment) -> job_lists.Means:

@@ -42,7 +42,7 @@ def sweep(
     if list_:
         job_lists.show(jobs)
     elif sbatch is not None:
-        job_lists.hand_over(jobs, sbatch, file.stem)
+        job_lists.hand_over(jobs, means, sbatch, file.stem)
     else:
         outcome = job_lists.work(jobs, means, recipe.device, out / "logs", file.stem, quiet=quiet)
         print(reporting.text(sweeps.results(jobs)))

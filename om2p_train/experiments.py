@@ -111,19 +111,25 @@ def protocol(name: str) -> Protocol:
     return recipe.fill(Protocol, tables[name], _PROTOCOLS, name)
 
 
-def narrowed(experiment: Experiment, tasks: Sequence[str], tiers: Sequence[Tier]) -> list[Part]:
-    """The parts of an experiment on some of its tasks and tiers; empty means all.
+def narrowed(
+    experiment: Experiment, tasks: Sequence[str], tiers: Sequence[Tier], seeds: Sequence[int] | None = None
+) -> list[Part]:
+    """The parts of an experiment on some of its tasks and tiers, empty means all; with other seeds, if there are any.
 
     Raises:
-        UserError: no such task, or nothing is left.
+        UserError: no such task, a seed twice, or nothing is left.
     """
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must be different numbers, not {', '.join(map(str, seeds))}")
     wanted = {find(task).name for task in tasks}
     parts = []
     for part in experiment.part:
         kept = tuple(task for task in part.tasks if not wanted or find(task).name in wanted)
         some = tuple(tier for tier in part.tiers if not tiers or tier in tiers)
         if kept and some:
-            parts.append(part.model_copy(update={"tasks": kept, "tiers": some}))
+            parts.append(
+                part.model_copy(update={"tasks": kept, "tiers": some, "seeds": tuple(seeds) if seeds else part.seeds})
+            )
     if not parts:
         has = ", ".join(sorted({find(task).alias for part in experiment.part for task in part.tasks}))
         levels = ", ".join(dict.fromkeys(tier.value for part in experiment.part for tier in part.tiers))

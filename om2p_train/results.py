@@ -6,22 +6,75 @@ import csv
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
 from om2p_data.recipe import parse_overrides
 from om2p_data.storage import parse_id, reason
 from om2p_data.tiers import Tier
+from om2p_train import statistics
 from om2p_train.run_folder import EVALUATIONS_FILE, RUN_FILE
 
 _T = TypeVar("_T")
+
+
+class Timing(BaseModel):
+    """Seconds, and 10^6 bytes."""
+
+    training_seconds: float | None = None
+    evaluation_seconds: float | None = None
+    updates_per_second: float | None = None
+    peak_memory_mb: float | None = None
+
+
+class Policy(BaseModel):
+    """One that collected data."""
+
+    name: str
+    algorithm: str
+    seed: int
+    return_mean: float
+
+
+class Card(BaseModel):
+    """What a run wrote down of its data set."""
+
+    summary: str = ""
+    episodes: int | None = None
+    transitions: int | None = None
+    team_return: dict[str, Any] = {}
+    policies: tuple[Policy, ...] = ()
+
+
+class Facts(BaseModel):
+    """What run.json says, as far as it is shown. Runs of older versions lack some of it."""
+
+    recipe_name: str
+    recipe: dict[str, Any]
+    scale: str
+    settings: tuple[str, ...] = ()
+    task: str
+    dataset: str
+    dataset_hash: str
+    dataset_card: Card = Card()
+    dataset_return_mean: float
+    random_return_mean: float | None
+    seeds: tuple[int, ...] = Field(min_length=1)
+    hardware: str = ""
+    threads: int | None = None
+    started: str = ""
+    versions: dict[str, str | None] = {}
+    commit: str | None = None
+    timing: Timing = Timing()
+    finished: bool
 
 
 @dataclass(frozen=True)
@@ -35,13 +88,12 @@ class Run:
         settings: overrides that went into them.
         task: row of the task table, None for environments of other people.
         dataset: data set id; dataset_hash: of its content; dataset_return: its mean team return.
-        dataset_card: what else was known of it, empty in runs that did not write it down.
         random_return: mean return of uniform actions, measured when the run started; None where nothing can be played.
         updates: [U], when the policy was evaluated; U = 0 where nothing can be played.
         returns: [U, S], mean over the evaluation episodes of every seed.
         episodes: evaluation episodes of a seed.
         scale: scale of the recipe.
-        facts: everything else that stands in run.json.
+        facts: what else stands in run.json.
     """
 
     name: str
@@ -52,13 +104,12 @@ class Run:
     dataset: str
     dataset_hash: str
     dataset_return: float
-    dataset_card: dict[str, Any]
     random_return: float | None
     updates: np.ndarray
     returns: np.ndarray
     episodes: int
     scale: str
-    facts: dict[str, Any]
+    facts: Facts
 
     @property
     def final(self) -> np.ndarray:
@@ -112,12 +163,15 @@ class Results:
 
     Attributes:
         runs: all of them, and labels: a name for each, the same for the same method on another data set.
-        gaps: what is missing.
+        gaps: what is missing; damaged: what could not be read.
+        protocol: name of the scale of reproduction, if it was one.
     """
 
     runs: tuple[Run, ...]
     labels: tuple[str, ...]
-    gaps: tuple[Gap, ...]
+    gaps: tuple[Gap, ...] = ()
+    damaged: tuple[str, ...] = ()
+    protocol: str = ""
 
     @property
     def datasets(self) -> list[str]:
@@ -130,7 +184,8 @@ class Results:
 
     @property
     def scales(self) -> str:
-        return "/".join(sorted({run.scale for run in self.runs}))
+        """What the numbers were made at, for titles and notes."""
+        return self.protocol or "/".join(sorted({run.scale for run in self.runs}))
 
     def cell(self, dataset: str, method: str) -> Run | None:
         """The run of a method on a data set."""
@@ -143,15 +198,16 @@ class Results:
     def compared(self) -> Compared | None:
         """Methods and data sets that can be compared, each method having normalised scores of each data set.
 
-        Methods with gaps are left out; if that leaves no two, data sets with gaps are. None if there is nothing then.
+        Either methods or data sets with gaps are left out, whichever leaves more runs; None if there is nothing then.
         """
         scored = {(run.dataset, label) for run, label in self._pairs() if run.played and run.task is not None}
         datasets = [dataset for dataset in self.datasets if any((dataset, method) in scored for method in self.methods)]
-        methods = [method for method in self.methods if all((dataset, method) in scored for dataset in datasets)]
-        if len(methods) < 2:
-            methods = self.methods
-            datasets = [dataset for dataset in datasets if all((dataset, method) in scored for method in methods)]
-        return Compared(methods, datasets) if len(methods) > 1 and datasets else None
+        methods = [method for method in self.methods if any((dataset, method) in scored for dataset in datasets)]
+        whole = [method for method in methods if all((dataset, method) in scored for dataset in datasets)]
+        shared = [dataset for dataset in datasets if all((dataset, method) in scored for method in methods)]
+        choices = [Compared(whole, datasets), Compared(methods, shared)]
+        possible = [choice for choice in choices if len(choice.methods) > 1 and choice.datasets]
+        return max(possible, key=lambda choice: len(choice.methods) * len(choice.datasets), default=None)
 
     def scores(self, method: str, datasets: Iterable[str]) -> list[np.ndarray]:
         """Normalised final scores of a method, [S] for each data set."""
@@ -163,22 +219,41 @@ class Results:
             found.append(scores)
         return found
 
+    def levels(self, datasets: Iterable[str]) -> list[float]:
+        """Normalised mean returns of data sets of our tasks."""
+        found = [self.of(dataset)[0] for dataset in datasets]
+        return [run.task.normalized(run.dataset_return) for run in found if run.task is not None]
+
     def notes(self) -> list[str]:
         """What a reader must know before comparing, one line each."""
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for gap in self.gaps:
             groups[gap.dataset, gap.why].append(gap.label)
         lines = [f"missing on {dataset}: {', '.join(found)} ({why})" for (dataset, why), found in groups.items()]
-        versions = Counter(run.facts.get("versions", {}).get("om2p", "unknown") for run in self.runs)
+        versions = Counter(run.facts.versions.get("om2p") or "unknown" for run in self.runs)
         if len(versions) > 1:
             made = ", ".join(f"{version} ({count} runs)" for version, count in sorted(versions.items()))
             lines.append(f"these runs were made by different versions of om2p: {made}")
         if len({run.scale for run in self.runs}) > 1:
             lines.append("runs of different scales stand beside each other")
+        lines += [f"left out: {why}" for why in self.damaged]
         for dataset in self.datasets:
-            counts = {len(run.final) for run in self.of(dataset)}
-            if len(counts) > 1:
-                lines.append(f"{dataset}: methods have different numbers of seeds ({_listed(counts)})")
+            counted = {
+                "seeds": {len(run.final) for run in self.of(dataset)},
+                "updates": {run.recipe["run"]["updates"] for run in self.of(dataset)},
+                "evaluation episodes": {run.episodes for run in self.of(dataset)},
+            }
+            unequal = [f"{name} ({_listed(counts)})" for name, counts in counted.items() if len(counts) > 1]
+            if unequal:
+                lines.append(f"{dataset}: methods have different numbers of {', '.join(unequal)}")
+        fewest = min((len(run.final) for run in self.runs), default=0)
+        if fewest == 1:
+            lines.append("a run of one seed has no interval, and tells nothing apart")
+        elif fewest in statistics.COVERAGE:
+            lines.append(
+                f"{fewest} seeds are few: the bootstrap interval of a single data set then holds the true mean about "
+                f"{statistics.COVERAGE[fewest]:.0%} of the time, not 95%"
+            )
         return lines
 
     def _pairs(self) -> Iterable[tuple[Run, str]]:
@@ -191,62 +266,89 @@ def read(folder: Path) -> Run:
     Raises:
         UserError: not a run folder, the run has not finished, its files are damaged, or another version wrote them.
     """
-    facts = _facts(folder)
-    if not _checked(folder, facts, facts.__getitem__, "finished"):
+    run = _read_any(folder)
+    if not run.facts.finished:
         raise UserError(f"the run in {folder} has not finished")
-    return _checked(folder, facts, _read, folder, facts)
+    return run
+
+
+def planned(folder: Path, name: str, dataset: str, settings: Sequence[str], scale: str, recipe: dict[str, Any]) -> Run:
+    """A run that nobody has begun: it has a label, and no results."""
+    facts = Facts(
+        recipe_name=name,
+        recipe=recipe,
+        scale=scale,
+        settings=tuple(settings),
+        task="",
+        dataset=dataset,
+        dataset_hash="",
+        dataset_return_mean=float("nan"),
+        random_return_mean=None,
+        seeds=(0,),
+        finished=False,
+    )
+    return _unfinished(folder, facts)
 
 
 def gather(places: Sequence[Path]) -> Results:
     """Read run folders, and all run folders below other folders.
 
     Args:
-        places: run folders, which must be finished; below any other folder unfinished runs are reported as gaps.
+        places: run folders, which must be whole and finished; below any other folder, unfinished runs are reported as
+            gaps, and damaged ones in the notes.
 
     Raises:
-        UserError: a place holds no runs, a run is damaged or not finished, or runs learned from different contents of
-            a data set of the same name.
+        UserError: a place holds no runs, a run that was named is damaged or not finished, none has finished, or runs
+            learned from different contents of a data set of the same name.
     """
     found: dict[Path, Run] = {}
+    damaged: list[str] = []
     for place in places:
         if (place / RUN_FILE).is_file():
             found[place.resolve()] = read(place)
             continue
         for folder in _below(place):
-            facts = _facts(folder)
-            made = _read if _checked(folder, facts, facts.__getitem__, "finished") else _unfinished
-            found.setdefault(folder.resolve(), _checked(folder, facts, made, folder, facts))
+            try:
+                found.setdefault(folder.resolve(), _read_any(folder))
+            except UserError as error:
+                damaged.append(str(error))
     every = list(found.values())
-    named = list(zip(every, labels(every), strict=True))
-    gaps = [Gap(run.dataset, label, "not finished") for run, label in named if not run.facts["finished"]]
-    present = {(run.dataset, label): None for run, label in named}  # a set that keeps its order
+    if not any(run.facts.finished for run in every):
+        why = [*damaged, *(f"{run.folder} has not finished" for run in every)]
+        raise UserError(f"none of these runs can be reported: {'; '.join(why)}")
+    present = {(run.dataset, label): None for run, label in zip(every, labels(every), strict=True)}  # ordered
     datasets, methods = ({pair[index]: None for pair in present} for index in (0, 1))
-    gaps += [Gap(data, method, "no run") for data in datasets for method in methods if (data, method) not in present]
-    finished = [run for run in every if run.facts["finished"]]
-    if not finished:
-        raise UserError(f"none of these runs has finished: {'; '.join(map(str, gaps))}")
-    return assemble(finished, gaps)
+    absent = [Gap(data, method, "no run") for data in datasets for method in methods if (data, method) not in present]
+    return assemble(every, {run.folder: "not finished" for run in every if not run.facts.finished}, absent, damaged)
 
 
-def assemble(runs: Sequence[Run], gaps: Sequence[Gap] = ()) -> Results:
-    """Results of finished runs.
+def assemble(
+    runs: Sequence[Run], unfinished: Mapping[Path, str], absent: Sequence[Gap] = (), damaged: Sequence[str] = ()
+) -> Results:
+    """Results of runs, those that have not finished being gaps.
 
     Args:
-        runs: what is there.
-        gaps: what is known to be missing.
+        runs: all of them; their labels tell them apart from each other, finished or not.
+        unfinished: by folder, how far those are that have no result.
+        absent: what else is known to be missing.
+        damaged: what could not be read.
 
     Raises:
         UserError: runs learned from different contents of a data set of the same name.
     """
+    named = list(zip(runs, labels(runs), strict=True))
+    finished = [(run, label) for run, label in named if run.folder not in unfinished]
+    gaps = [Gap(run.dataset, label, unfinished[run.folder]) for run, label in named if run.folder in unfinished]
     first: dict[str, Run] = {}
-    for run in runs:
+    for run, _ in finished:
         other = first.setdefault(run.dataset, run)
         if run.dataset_hash != other.dataset_hash:
             raise UserError(
                 f"{run.dataset} was another data set for the run in {run.folder} than for the one in {other.folder} "
                 "(content hashes differ): report them apart"
             )
-    return Results(tuple(runs), tuple(labels(runs)), tuple(gaps))
+    own_runs, own_labels = tuple(run for run, _ in finished), tuple(label for _, label in finished)
+    return Results(own_runs, own_labels, (*gaps, *absent), tuple(damaged))
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -340,7 +442,7 @@ def _checked(folder: Path, facts: dict[str, Any], read: Callable[..., _T], *argu
     try:
         return read(*arguments)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        what, ours = f"{type(error).__name__}: {error}", metadata.version("om2p")
+        what, ours = f"{type(error).__name__}: {_said(error)}", metadata.version("om2p")
         versions = facts.get("versions")
         theirs = versions.get("om2p") if isinstance(versions, dict) else None
         if theirs not in (None, ours):
@@ -351,38 +453,60 @@ def _checked(folder: Path, facts: dict[str, Any], read: Callable[..., _T], *argu
         raise UserError(f"the run in {folder} is damaged: {what}") from error
 
 
-def _read(folder: Path, facts: dict[str, Any]) -> Run:
+def _read_any(folder: Path) -> Run:
+    raw = _facts(folder)
+    facts = _checked(folder, raw, Facts.model_validate, raw)
+    return _checked(folder, raw, _read if facts.finished else _unfinished, folder, facts)
+
+
+def _read(folder: Path, facts: Facts) -> Run:
     by_update: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (folder / EVALUATIONS_FILE).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             by_update[int(row["update"])][int(row["seed"])].append(float(row["return"]))
-    returns = [[np.mean(by_seed[seed]) for seed in facts["seeds"]] for by_seed in by_update.values()]
-    return _run(folder, facts, np.array(list(by_update)), np.array(returns))
+    run = facts.recipe["run"]
+    if facts.random_return_mean is not None or by_update:  # it is None where nobody can play
+        whole = dict.fromkeys(facts.seeds, run["evaluation_episodes"])
+        for update, by_seed in by_update.items():
+            if {seed: len(found) for seed, found in by_seed.items()} != whole:
+                raise ValueError(f"{EVALUATIONS_FILE} lacks episodes of update {update}")
+        if max(by_update, default=0) != run["updates"]:
+            raise ValueError(f"{EVALUATIONS_FILE} does not reach update {run['updates']}")
+    returns = np.array([[np.mean(by_seed[seed]) for seed in facts.seeds] for by_seed in by_update.values()])
+    if not np.isfinite(returns).all():
+        raise ValueError(f"{EVALUATIONS_FILE} holds a return that is no number")
+    return _run(folder, facts, np.array(list(by_update)), returns)
 
 
-def _unfinished(folder: Path, facts: dict[str, Any]) -> Run:
+def _unfinished(folder: Path, facts: Facts) -> Run:
     """A run without returns: those that it has so far are not its result."""
     return _run(folder, facts, np.array([]), np.array([]))
 
 
-def _run(folder: Path, facts: dict[str, Any], updates: np.ndarray, returns: np.ndarray) -> Run:
+def _run(folder: Path, facts: Facts, updates: np.ndarray, returns: np.ndarray) -> Run:
     return Run(
-        name=facts["recipe_name"],
+        name=facts.recipe_name,
         folder=folder,
-        recipe=facts["recipe"],
-        settings=tuple(facts.get("settings", ())),
-        task=TASKS.get(facts["task"]),
-        dataset=facts["dataset"],
-        dataset_hash=facts["dataset_hash"],
-        dataset_return=facts["dataset_return_mean"],
-        dataset_card=facts.get("dataset_card", {}),
-        random_return=facts["random_return_mean"],
+        recipe=facts.recipe,
+        settings=facts.settings,
+        task=TASKS.get(facts.task),
+        dataset=facts.dataset,
+        dataset_hash=facts.dataset_hash,
+        dataset_return=facts.dataset_return_mean,
+        random_return=facts.random_return_mean,
         updates=updates,
-        returns=returns.reshape(len(updates), len(facts["seeds"])),
-        episodes=facts["recipe"]["run"]["evaluation_episodes"],
-        scale=facts["scale"],
+        returns=returns.reshape(len(updates), len(facts.seeds)),
+        episodes=facts.recipe["run"]["evaluation_episodes"],
+        scale=facts.scale,
         facts=facts,
     )
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _rank(dataset: str) -> tuple[int, int]:

@@ -13,11 +13,11 @@ from om2p_train.sweep import DataJob, Job
 
 _ARRAY = """#!/usr/bin/env bash
 #SBATCH --job-name={name}
-#SBATCH --array=1-{count}
+#SBATCH --array=1-{count}{at_once}
 #SBATCH --output={folder}/{kind}-%a.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=TERM@60
+#SBATCH --signal=B:TERM@60
 # Each task is one line of {kind}.txt. A task that is stopped writes a checkpoint and goes on when it is given again.
 cd {place}
 export PATH={programs}:"$PATH"
@@ -37,7 +37,9 @@ after=(--dependency="afterok:${{data%%;*}}" --kill-on-invalid-dep=yes)"""
 _SUBMIT_TRAIN = """sbatch "${{after[@]}}" "$@" {folder}/train.sbatch"""
 
 
-def write(jobs: Sequence[Job], folder: Path, name: str) -> Path:
+def write(
+    jobs: Sequence[Job], folder: Path, name: str, threads: int | None = None, at_a_time: int | None = None
+) -> Path:
     """Write the scripts for jobs that are to be done.
 
     Args:
@@ -45,6 +47,8 @@ def write(jobs: Sequence[Job], folder: Path, name: str) -> Path:
         folder: where the scripts go: `data.sbatch` and `train.sbatch` with their lists of commands, and `submit.sh`,
             which hands over the data sets first and the cells after them.
         name: of the sweep.
+        threads: CPU threads of each run; None leaves it to the run.
+        at_a_time: tasks of an array at a time; None leaves it to Slurm.
 
     Returns:
         Path of `submit.sh`.
@@ -64,8 +68,11 @@ def write(jobs: Sequence[Job], folder: Path, name: str) -> Path:
                 continue
             place = {"folder": shlex.quote(str(folder.resolve())), "kind": kind}
             facts = {"name": shlex.quote(f"{name}-{kind}"), "count": len(kinds[kind])}
+            facts |= {"at_once": f"%{at_a_time}" if at_a_time is not None else ""}
             facts |= {"place": shlex.quote(str(Path.cwd())), "programs": shlex.quote(str(Path(sys.executable).parent))}
-            (folder / f"{kind}.txt").write_text("".join(f"{job.command}\n" for job in kinds[kind]), encoding="utf-8")
+            (folder / f"{kind}.txt").write_text(
+                "".join(f"{_line(job, threads)}\n" for job in kinds[kind]), encoding="utf-8"
+            )
             (folder / f"{kind}.sbatch").write_text(_ARRAY.format(**place, **facts), encoding="utf-8")
             lines.append(submit.format(**place))
         submit_all = folder / "submit.sh"
@@ -74,3 +81,7 @@ def write(jobs: Sequence[Job], folder: Path, name: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {reason(error)}") from error
     return submit_all
+
+
+def _line(job: Job, threads: int | None) -> str:
+    return job.command + (f" --threads {threads}" if threads is not None and not isinstance(job, DataJob) else "")

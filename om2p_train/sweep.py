@@ -26,10 +26,10 @@ from om2p_data.envs import find
 from om2p_data.errors import UserError
 from om2p_data.recipe import Record, fill
 from om2p_data.storage import datasets_root, parse_id, reason
-from om2p_data.tiers import Tier
+from om2p_data.tiers import DEFAULT_TRANSITIONS, Tier
 from om2p_train import config, run_folder
 from om2p_train.config import Scale, TrainRecipe
-from om2p_train.results import Gap, Results, assemble
+from om2p_train.results import Results, assemble, planned
 from om2p_train.results import read as read_run
 
 _HASH_LETTERS = 10
@@ -137,14 +137,15 @@ class DataJob(Job):
         if content is None:
             return State.WAITING
         made = content.get("collection", {})
-        for key, field, wanted in (
-            ("transitions", "transitions_requested", self.transitions),
-            ("data_seed", "seed", self.seed),
+        size = None if self.tier is Tier.MEDIUM_REPLAY else DEFAULT_TRANSITIONS  # the former is as long as it is
+        for key, field, wanted, usual in (
+            ("transitions", "transitions_requested", self.transitions, size),
+            ("data_seed", "seed", self.seed, 0),
         ):
-            if field in made and made[field] != wanted:
+            if field in made and (made[field] or usual) != (wanted or usual):
                 raise UserError(
                     f"{self.dataset_id} is there already, made with {key} = {_said(made[field])}, and the sweep wants "
-                    f"{key} = {_said(wanted)}: change that, or take another version"
+                    f"{key} = {_said(wanted)}: keep the other in a folder of its own (--root), or change version"
                 )
         return State.DONE
 
@@ -155,6 +156,7 @@ class TrainJob(Job):
 
     dataset_id: str
     algorithm: str
+    recipe_name: str
     label: str
     seeds: tuple[int, ...]
     scale: Scale
@@ -249,6 +251,7 @@ def jobs(recipe: SweepRecipe, out: Path, base: Path, root: Path | None = None) -
             needs=(data.name,),
             dataset_id=dataset_id,
             algorithm=source,
+            recipe_name=resolved.name,
             label=label,
             seeds=recipe.seeds,
             scale=recipe.scale,
@@ -271,11 +274,16 @@ def results(every: Sequence[Job]) -> Results:
     Raises:
         UserError: a run is damaged, or learned from other data than its fellows.
     """
-    cells = [job for job in every if isinstance(job, TrainJob)]
-    states = {cell.name: cell.state() for cell in cells}
-    why = {State.BEGUN: "not finished", State.WAITING: "not begun"}
-    gaps = [Gap(cell.dataset_id, cell.label, why[states[cell.name]]) for cell in cells if states[cell.name] in why]
-    return assemble([read_run(cell.folder) for cell in cells if states[cell.name] is State.DONE], gaps)
+    runs, unfinished = [], {}
+    for cell in (job for job in every if isinstance(job, TrainJob)):
+        state = cell.state()
+        if state is State.DONE:
+            runs.append(read_run(cell.folder))
+            continue
+        name = (cell.folder, cell.recipe_name, cell.dataset_id)
+        runs.append(planned(*name, cell.settings, cell.scale.value, cell.recipe))
+        unfinished[cell.folder] = "not finished" if state is State.BEGUN else "not begun"
+    return assemble(runs, unfinished)
 
 
 def _identity(recipe: SweepRecipe, data: DataJob, resolved: TrainRecipe) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def image(draw: Draw, theme: Theme = LIGHT, file_type: str = "png") -> bytes:
     dates = {"CreationDate": None} if file_type == "pdf" else {}
     # The colours of texts are looked up when they are drawn, not when they are made.
     with styled(theme):
-        draw(theme).savefig(out, format=file_type, dpi=_DPI, metadata=dates)
+        draw(theme).savefig(out, format=file_type, dpi=_DPI, metadata=dates, bbox_inches="tight")
     return out.getvalue()
 
 

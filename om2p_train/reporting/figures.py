@@ -19,6 +19,7 @@ from om2p_train.statistics import Estimate
 
 _MOST_COLUMNS = 4  # of panels
 _THRESHOLDS = 101
+_LETTERS_PER_INCH = 12  # of a legend
 _LINES = ("-", "--", "-.", ":")  # a second sign beside the colour, once that is used up
 
 
@@ -63,7 +64,7 @@ def returns(results: Results, theme: Theme = LIGHT) -> Figure:
     """Final returns, one panel a data set: every seed as a dot, the mean with its interval as a bar."""
     with styled(theme):
         datasets = [data for data in results.datasets if any(run.played for run in results.of(data))]
-        figure, panels = split(len(datasets), height=1.0 + 0.28 * len(results.methods))
+        figure, panels = split(len(datasets), height=1.0 + 0.28 * len(results.methods), same_rows=True)
         colors = _colors(results.methods, theme)
         for dataset, axes in zip(datasets, panels, strict=True):
             for row, method in enumerate(results.methods):
@@ -114,7 +115,7 @@ def profiles(results: Results, compared: Compared, theme: Theme = LIGHT) -> Figu
                 axes.fill_between(thresholds, profile.low, profile.high, color=color, alpha=0.12, lw=0)
         axes.set(xlabel="normalised score", ylabel="share of runs that score more", ylim=(-0.02, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        figure.legend(loc="outside lower center", ncols=_MOST_COLUMNS)
+        legend(figure, [axes])
         return figure
 
 
@@ -163,13 +164,13 @@ def _colors(methods: Sequence[str], theme: Theme) -> dict[str, tuple[str, str]]:
     return dict(zip(methods, zip(cycle(theme, len(methods)), styles, strict=True), strict=True))
 
 
-def split(count: int, height: float = 2.7) -> tuple[Figure, list[Axes]]:
-    """A figure with that many panels."""
+def split(count: int, height: float = 2.7, *, same_rows: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with that many panels, whose rows may be named once for all panels of a line."""
     columns = count if count <= _MOST_COLUMNS else min(_MOST_COLUMNS, math.ceil(math.sqrt(count)))
     lines = math.ceil(count / columns)
     width = 7.0 if count == 1 else 3.4 * columns
     figure = Figure(figsize=(width, (4.2 if count == 1 else height * lines) + 0.5), layout="constrained")
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharey=same_rows).flat)
     for spare in panels[count:]:
         spare.remove()
     return figure, panels[:count]
@@ -199,4 +200,6 @@ def rows(axes: Axes, methods: Sequence[str]) -> None:
 def legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend for all panels; what several of them show is named once."""
     named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(len(named), _MOST_COLUMNS))
+    longest = max(map(len, named), default=0)
+    fitting = int(figure.get_figwidth() * _LETTERS_PER_INCH / (longest + 6))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(len(named), max(1, fitting)))

@@ -53,12 +53,12 @@ def render(title: str, results: Results, first: Sequence[Section] = ()) -> str:
     drawn = figures.plan(results)
     sections = [
         *first,
-        Section("returns", "Returns", tuple(_returns(results, drawn))),
+        Section("returns", "Returns", tuple(_returns(results, drawn, with_table=not first))),
         Section("comparison", "Comparison", tuple(_comparison(results, drawn))),
-        Section("runs", "Every run", (_piece(tables.details(results)),)),
-        Section("cost", "Time and memory", (_piece(tables.costs(results)),)),
-        Section("data", "Data sets", (_piece(tables.datasets(results)),)),
-        Section("setup", "What was run", (_piece(tables.configurations(results)),), tuple(_recipes(results))),
+        Section("runs", "Every run", (piece(tables.details(results)),)),
+        Section("cost", "Time and memory", (piece(tables.costs(results)),)),
+        Section("data", "Data sets", (piece(tables.datasets(results)),)),
+        Section("setup", "What was run", (piece(tables.configurations(results)),), tuple(_recipes(results))),
     ]
     many = f"{len(results.runs)} runs of {len(results.methods)} methods on {len(results.datasets)} data sets"
     return render_page(
@@ -75,10 +75,10 @@ def shown(caption: str, draw: Draw) -> Piece:
     return Piece(figures=(picture(caption, draw),))
 
 
-def _returns(results: Results, drawn: dict[str, Draw]) -> list[Piece]:
+def _returns(results: Results, drawn: dict[str, Draw], *, with_table: bool) -> list[Piece]:
     several = len(results.datasets) > 1
-    own = [tables.grid(results)] if several else [tables.of_dataset(results, results.datasets[0])]
-    pieces = [_piece(table) for table in own]
+    own = tables.grid(results) if several else tables.of_dataset(results, results.datasets[0])
+    pieces = [piece(own)] if with_table else []
     return pieces + [shown(_CAPTIONS[name], drawn[name]) for name in ("returns", "curves") if name in drawn]
 
 
@@ -93,8 +93,9 @@ def _comparison(results: Results, drawn: dict[str, Draw]) -> list[Piece]:
     return pieces
 
 
-def _piece(table: Table) -> Piece:
-    return Piece(table=_unmarked(table))
+def piece(table: Table, *drawn: Picture) -> Piece:
+    """A table with figures; what is marked in Markdown has a sign of its own on a page."""
+    return Piece(table=_unmarked(table), figures=drawn)
 
 
 def _unmarked(table: Table) -> Table:

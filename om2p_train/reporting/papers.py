@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from om2p_train import reporting, statistics
 from om2p_train.experiments import Experiment, Part, Show
 from om2p_train.flows import Derivative
 from om2p_train.reporting import figures, tables
-from om2p_train.reporting.page import Piece, Section
-from om2p_train.results import Results, Run, assemble
+from om2p_train.reporting.page import Section, piece
+from om2p_train.results import Compared, Results, Run, assemble
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ def write(
     Raises:
         UserError: the folder cannot be written.
     """
+    found = [(part, replace(results, protocol=scale)) for part, results in found]
     laid = [(part, _lay(part, experiment, results)) for part, results in found if results.runs]
-    whole = _whole(results for _, results in found)
+    whole = replace(_whole(results for _, results in found), protocol=scale)
     if not laid:
         return reporting.text(whole), []
     title = f"{experiment.title} ({experiment.source}), scale {scale}"
@@ -59,7 +61,7 @@ def write(
         Section(
             f"part-{part.name}",
             part.title[0].upper() + part.title[1:],
-            (Piece(table=one.table, figures=tuple(picture(part.title, draw) for draw in one.figures.values())),),
+            (piece(one.table, *(picture(part.title, draw) for draw in one.figures.values())),),
         )
         for part, one in laid
     ]
@@ -78,7 +80,7 @@ def _whole(found: Iterable[Results]) -> Results:
     for results in found:
         runs |= {run.folder: run for run in results.runs}
         gaps += results.gaps
-    return assemble(list(runs.values()), list(dict.fromkeys(gaps)))
+    return assemble(list(runs.values()), {}, list(dict.fromkeys(gaps)))
 
 
 def _lay(part: Part, experiment: Experiment, results: Results) -> _Laid:
@@ -92,7 +94,11 @@ def _lay(part: Part, experiment: Experiment, results: Results) -> _Laid:
         assert part.axis is not None  # checked when it was read
         table = _noted(along_table(results, part.axis), note)
         return _Laid(table, {part.name: partial(along, results, part.axis, part.title)})
-    return _Laid(_noted(averages_table(results), note), {part.name: partial(averages, results, part.title)})
+    compared = results.compared()
+    if compared is None:  # an average over what happens to be there would compare nothing
+        return _Laid(_noted(tables.grid(results), note), {})
+    table = _noted(averages_table(results, compared), note)
+    return _Laid(table, {part.name: partial(averages, results, compared, part.title)})
 
 
 def _published(experiment: Experiment, dataset: str) -> Mapping[str, Sequence[float]]:
@@ -127,7 +133,9 @@ def along(results: Results, key: str, title: str, theme: Theme = LIGHT) -> Figur
             for name, runs in _by_recipe(results.of(dataset)).items():
                 placed = [run for run in runs if _level(run, key) is None]
                 _line(axes, placed, key, colors[name], name)
-                for run, style in zip([run for run in runs if _level(run, key)], ("-.", (0, (1, 1))), strict=False):
+                for run, style in zip(
+                    [run for run in runs if _level(run, key)], itertools.cycle(("-.", (0, (1, 1)))), strict=False
+                ):
                     label = f"{name}, {_level(run, key)}"
                     axes.axhline(run.final.mean(), color=colors[name], ls=style, lw=1.5, label=label)
             figures.references(axes, results, dataset, theme, axes.axhline)
@@ -137,35 +145,42 @@ def along(results: Results, key: str, title: str, theme: Theme = LIGHT) -> Figur
         return figure
 
 
-def averages_table(results: Results) -> Table:
+def averages_table(results: Results, compared: Compared) -> Table:
     """Every method's average over the data sets: raw, and normalised with its interval."""
-    compared = results.compared()
-    datasets = results.datasets if compared is None else compared.datasets
-    methods = results.methods if compared is None else compared.methods
+    methods, datasets = compared
     levels = [results.of(dataset)[0] for dataset in datasets]
-    data = [run.normalized(np.array([run.dataset_return])) for run in levels]
-    mean_score = f"{np.mean([score for score in data if score is not None]):.1f}" if compared is not None else ""
+    data = results.levels(datasets)
     means = (f"{run.dataset_return:.1f}" for run in levels)
-    rows = [("data set mean", f"{np.mean([run.dataset_return for run in levels]):.1f}", mean_score, "", "", "", *means)]
+    rows = [
+        (
+            "data set mean",
+            f"{np.mean([run.dataset_return for run in levels]):.1f}",
+            f"{np.mean(data):.1f}",
+            "",
+            "",
+            "",
+            *means,
+        )
+    ]
     for method in methods:
         scores = results.scores(method, datasets)
         runs = [run for dataset in datasets if (run := results.cell(dataset, method)) is not None]
         mean, iqm = statistics.mean(scores), statistics.iqm(scores)
         cells = (f"{np.mean([run.final.mean() for run in runs]):.1f}", *tables.bounds(mean), *tables.bounds(iqm))
         rows.append((method, *cells, *(tables.spread(run.final) for run in runs)))
-    header = ("method", "average return", "normalised", "95% interval", "IQM", "95% of it")
-    note = f"scale {results.scales}; averages over {len(datasets)} data sets, each with the same weight; intervals by "
-    note += "stratified bootstrap; the last columns are raw returns, mean ± std over seeds"
+    header = ("method", "average return", "normalised", "95% interval", "IQM", "IQM 95%")
+    note = f"scale {results.scales}; averages over all runs on {len(datasets)} data sets; intervals by stratified "
+    note += "bootstrap; the last columns are raw returns, mean ± std over seeds"
+    left_out = [method for method in results.methods if method not in methods]
+    note += f"; left out, since runs are missing: {', '.join(left_out)}" if left_out else ""
     columns = (*header, *map(tables.short, datasets))
     return Table("Averages over data sets", columns, tuple(rows), note)
 
 
-def averages(results: Results, title: str, theme: Theme = LIGHT) -> Figure:
+def averages(results: Results, compared: Compared, title: str, theme: Theme = LIGHT) -> Figure:
     """Every method's average normalised score with its 95% interval, and its score on each data set as dots."""
     with styled(theme):
-        compared = results.compared()
-        datasets = results.datasets if compared is None else compared.datasets
-        methods = results.methods if compared is None else compared.methods
+        methods, datasets = compared
         figure = Figure(figsize=(8, 1.4 + 0.5 * len(methods)), layout="constrained")
         axes = figure.add_subplot()
         signs = dict(zip(datasets, "os^DvP*X" * (1 + len(datasets) // 8), strict=False))

@@ -19,6 +19,7 @@ from om2p_train.statistics import Estimate
 Published = Mapping[str, Mapping[str, Sequence[float]]]  # data set -> recipe -> (mean,) or (mean, standard deviation)
 
 _BOLD = "**"
+_MOST_POLICIES = 3  # named of a data set
 _ESCAPES = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "{": r"\{", "}": r"\}"}
 
 
@@ -38,14 +39,14 @@ def of_dataset(results: Results, dataset: str) -> Table:
 def grid(results: Results, published: Published | None = None, source: str = "") -> Table:
     """Raw returns of the final policies, data sets by methods, beside what is published.
 
-    Every mean whose interval reaches that of the row's best is marked: these runs do not tell them apart.
+    The best of each row is marked, and all that its runs do not tell from it.
     """
     columns = [(method, _published_column(method, published)) for method in results.methods]
     header = ["data set", "data", *(name for pair in columns for name in pair if name)]
     rows = []
     for dataset in results.datasets:
         runs = {method: results.cell(dataset, method) for method in results.methods}
-        best = _indistinguishable({method: run.final for method, run in runs.items() if run is not None and run.played})
+        best = statistics.indistinguishable({name: run.final for name, run in runs.items() if run and run.played})
         cells = [short(dataset), f"{results.of(dataset)[0].dataset_return:.1f}"]
         for method, also in columns:
             run = runs[method]
@@ -54,8 +55,8 @@ def grid(results: Results, published: Published | None = None, source: str = "")
             if also:
                 cells.append(_spread_published((published or {}).get(dataset, {}).get(_recipe_name(method))))
         rows.append(tuple(cells))
-    note = f"scale {results.scales}; raw team returns of the final policies, mean ± std over {_seeds(results)} seeds; "
-    note += "bold: the best and all that these runs do not tell from it (intervals of the mean overlap)"
+    note = f"scale {results.scales}; raw team returns of the final policies, mean ± std over {_seeds(results)}; "
+    note += "bold: the best, and all that Welch's t-test at 5% does not tell from it"
     if published:
         note += f"; columns marked * are the numbers of {source}, from other data and at the paper's scale"
     return Table("Final returns", tuple(header), tuple(rows), note)
@@ -63,8 +64,8 @@ def grid(results: Results, published: Published | None = None, source: str = "")
 
 def details(results: Results) -> Table:
     """Every run: final and best apart, raw and normalised, with intervals."""
-    header = ("data set", "method", "seeds", "updates", "episodes", "final", "IQM", "95% interval", "normalised")
-    header += ("normalised IQM", "95% of it", "best", "best normalised")
+    header = ("data set", "method", "seeds", "updates", "episodes", "final", "IQM", "IQM 95%", "normalised")
+    header += ("normalised IQM", "its 95%", "best", "best normalised")
     rows = []
     for run, label in zip(results.runs, results.labels, strict=True):
         final, normalized = run.final, run.normalized(run.final)
@@ -106,7 +107,7 @@ def aggregates(results: Results) -> Table | None:
         f"runs on {len(compared.datasets)} data sets ({', '.join(map(short, compared.datasets))}), with 95% intervals "
         "by stratified bootstrap" + (f"; left out, since runs are missing: {', '.join(left_out)}" if left_out else "")
     )
-    return Table("Over all data sets", ("method", "runs", "IQM", "95% of it", "mean", "95% of that"), tuple(rows), note)
+    return Table("Over all data sets", ("method", "runs", "IQM", "IQM 95%", "mean", "mean 95%"), tuple(rows), note)
 
 
 def improvement(results: Results) -> Table | None:
@@ -134,20 +135,22 @@ def costs(results: Results, published: Mapping[str, Sequence[float]] | None = No
     header += [f"total s, {source}*", f"MB, {source}*"] if published else []
     rows = []
     for run, label in zip(results.runs, results.labels, strict=True):
-        timing = run.facts.get("timing", {})
-        training, evaluation = timing.get("training_seconds"), timing.get("evaluation_seconds")
+        timing = run.facts.timing
+        training, evaluation = timing.training_seconds, timing.evaluation_seconds
         total = None if training is None or evaluation is None else training + evaluation
         cells = [short(run.dataset), label, str(len(run.final)), f"{run.recipe['run']['updates']:,}"]
-        values = (timing.get("updates_per_second"), training, evaluation, total, timing.get("peak_memory_mb"))
+        values = (timing.updates_per_second, training, evaluation, total, timing.peak_memory_mb)
         cells += [rounded(value) for value in values]
         if published:
-            memory, seconds = published.get(run.name, (None, None))
+            memory, seconds = published.get(label, (None, None))
             cells += [rounded(seconds), rounded(memory)]
-        rows.append((*cells, run.facts.get("hardware", ""), str(run.facts.get("threads", ""))))
+        rows.append((*cells, run.facts.hardware, str(run.facts.threads or "")))
     note = (
         "seconds that the run counted itself, without loading; peak memory is the accelerator's, or on a CPU the "
         f"whole process's; scale {results.scales}"
     )
+    if published:
+        note += f"; columns marked * are {source}'s figures, from its own machine, networks and code"
     return Table("Time and memory", (*header, "hardware", "threads"), tuple(rows), note, text_columns=2)
 
 
@@ -158,11 +161,11 @@ def configurations(results: Results) -> Table:
             short(run.dataset),
             label,
             run.scale,
-            ", ".join(map(str, run.facts.get("seeds", ()))),
+            ", ".join(map(str, run.facts.seeds)),
             " ".join(run.settings),
-            str(run.facts.get("versions", {}).get("om2p", "")),
-            str(run.facts.get("commit") or ""),
-            str(run.facts.get("started", ""))[:10],
+            run.facts.versions.get("om2p") or "",
+            run.facts.commit or "",
+            run.facts.started[:10],
             str(run.folder),
         )
         for run, label in zip(results.runs, results.labels, strict=True)
@@ -176,20 +179,19 @@ def datasets(results: Results) -> Table:
     rows = []
     for dataset in results.datasets:
         run = results.of(dataset)[0]
-        card = run.dataset_card
-        returns = card.get("team_return", {})
+        card = run.facts.dataset_card
         made = "; ".join(
-            f"{policy['name']} ({policy['algorithm']}, seed {policy['seed']}): {rounded(policy['return_mean'])}"
-            for policy in card.get("policies", ())[:3]
+            f"{policy.name} ({policy.algorithm}, seed {policy.seed}): {rounded(policy.return_mean)}"
+            for policy in card.policies[:_MOST_POLICIES]
         )
-        more = len(card.get("policies", ())) - 3
+        more = len(card.policies) - _MOST_POLICIES
         rows.append(
             (
                 dataset,
-                card.get("summary", ""),
-                f"{card['transitions']:,}" if card else "",
-                f"{card['episodes']:,}" if card else "",
-                spread_of(run.dataset_return, returns.get("std")),
+                card.summary,
+                "" if card.transitions is None else f"{card.transitions:,}",
+                "" if card.episodes is None else f"{card.episodes:,}",
+                spread_of(run.dataset_return, card.team_return.get("std")),
                 "" if run.random_return is None else f"{run.random_return:.1f}",
                 made + (f" and {more} more" if more > 0 else ""),
                 run.dataset_hash[:12],
@@ -225,7 +227,7 @@ def comma_separated(results: Results) -> str:
     writer.writerow([*header, "folder"])
     for run, label in zip(results.runs, results.labels, strict=True):
         final, best = run.normalized(run.final), run.normalized(run.best)
-        for index, seed in enumerate(run.facts["seeds"]):
+        for index, seed in enumerate(run.facts.seeds):
             values = [run.final[index], run.best[index]]
             values += ["", ""] if final is None or best is None else [final[index], best[index]]
             values += [run.dataset_return, run.random_return]
@@ -239,20 +241,20 @@ def comma_separated(results: Results) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table in LaTeX for the package booktabs."""
+    """A table in LaTeX, as wide as the text; its note stands below."""
     columns = "l" * table.text_columns + "r" * (len(table.header) - table.text_columns)
     lines = [" & ".join(map(_tex, row)) + r" \\" for row in (table.header, *table.rows)]
-    body = ["\\toprule", lines[0], "\\midrule", *lines[1:], "\\bottomrule"]
-    caption = _tex(f"{table.title}. {table.note[:1].upper()}{table.note[1:]}." if table.note else f"{table.title}.")
+    note = [rf"\par\smallskip\footnotesize {_tex(table.note[:1].upper() + table.note[1:])}."] if table.note else []
     return "\n".join(
         [
-            r"% \usepackage{booktabs}",
+            r"% \usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            *body,
-            r"\end{tabular}",
+            rf"\caption{{{_tex(table.title)}.}}",
+            rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{{columns}}}",
+            *("\\toprule", lines[0], "\\midrule", *lines[1:], "\\bottomrule"),
+            r"\end{tabular}}",
+            *note,
             r"\end{table}",
             "",
         ]
@@ -316,17 +318,6 @@ def _share(estimate: Estimate) -> tuple[str, str]:
     return f"{100 * estimate.value:.0f}%", bounds
 
 
-def _indistinguishable(returns: Mapping[str, np.ndarray]) -> set[str]:
-    """The method with the highest mean, and those whose interval of the mean reaches that of the best."""
-    if not returns:
-        return set()
-    estimates = {method: statistics.mean([values]) for method, values in returns.items()}
-    best = max(estimates.values(), key=lambda estimate: estimate.value)
-    floor = best.value if best.low is None else best.low
-    reached = {method: one.value if one.high is None else one.high for method, one in estimates.items()}
-    return {method for method, value in reached.items() if value >= floor}
-
-
 def _published_column(method: str, published: Published | None) -> str | None:
     """Name of the column of published numbers beside a method's, None if there are none."""
     name = _recipe_name(method)
@@ -345,7 +336,7 @@ def _spread_published(value: Sequence[float] | None) -> str:
 
 def _seeds(results: Results) -> str:
     counts = sorted({len(run.final) for run in results.runs})
-    return "/".join(map(str, counts))
+    return "a single seed" if counts == [1] else f"{'/'.join(map(str, counts))} seeds"
 
 
 def _tex(text: str) -> str:

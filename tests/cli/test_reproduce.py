@@ -98,6 +98,7 @@ def test_without_a_name_the_experiments_are_listed(run: Run, here: Path) -> None
         (["figure4", "--tasks", "cn"], "the experiment has none of these: its tasks are world"),
         (["table1", "--tiers", "best"], "unknown tier 'best'"),
         (["table1", "--device", "tpu"], "unknown device 'tpu'"),
+        (["table1", "--seeds", "0,0"], "seeds must be different numbers, not 0, 0"),
         (["table1", "--seeds", "x"], "--seeds takes numbers"),
         (["table2", "--workers", "2"], "runs of this experiment are timed, one at a time: leave --workers out"),
         (["table1", "--gpus-per-job", "0.5"], "--gpus-per-job is an option of --engine ray"),
@@ -110,8 +111,13 @@ def test_what_is_wrong_is_one_line(words: list[str], message: str, run: Run, her
 
 
 def test_scripts_for_slurm(run: Run, here: Path) -> None:
-    found = run("om2p-train", "reproduce", "figure4", "--scale", "paper", "--sbatch", "scripts")
+    words = ["figure4", "--scale", "paper", "--seeds", "0-1", "--threads", "4", "--workers", "3", "--sbatch", "scripts"]
+    found = run("om2p-train", "reproduce", *words)
     assert found.out == "20 of 20 jobs are to be done; to hand them to Slurm: scripts/submit.sh\n"
     lines = (here / "scripts" / "train.txt").read_text().splitlines()
     assert len(lines) == 16
-    assert all("--scale paper --device cuda" in line for line in lines)
+    assert all("--seeds 0,1 --scale paper --device cuda" in line for line in lines)
+    assert all(line.endswith(" --threads 4") for line in lines)
+    assert "#SBATCH --array=1-16%3\n" in (here / "scripts" / "train.sbatch").read_text()
+    run("om2p-train", "reproduce", "table2", "--sbatch", "timed")
+    assert "#SBATCH --array=1-5%1\n" in (here / "timed" / "train.sbatch").read_text()

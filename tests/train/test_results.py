@@ -85,6 +85,14 @@ def test_what_is_missing_is_named(tmp_path):
         "om2p/cooperative-navigation/medium-v0: ma-fql (not finished)",
     ]
     assert "missing on om2p/cooperative-navigation/expert-v0: om2p, ma-fql (no run)" in found.notes()
+    assert found.labels == ("bc", "om2p", "bc")
+
+
+def test_gaps_are_named_as_the_table_would_name_them(tmp_path):
+    write_run(tmp_path / "a", "om2p")
+    write_run(tmp_path / "b", "om2p", settings=["options.eta=5.0"], finished=False)
+    found = results.gather([tmp_path])
+    assert (found.labels, [gap.label for gap in found.gaps]) == (("om2p",), ["om2p, eta=5.0"])
 
 
 def test_only_complete_methods_are_compared(tmp_path):
@@ -92,7 +100,7 @@ def test_only_complete_methods_are_compared(tmp_path):
         write_run(tmp_path / f"bc-{tier}", "bc", tier=tier)
         write_run(tmp_path / f"fql-{tier}", "ma-fql", tier=tier)
     write_run(tmp_path / "om2p", "om2p")
-    both = results.gather([tmp_path]).compared()
+    both = results.gather([tmp_path]).compared()  # 2 methods x 2 data sets rather than 3 x 1
     assert both.methods == ["bc", "ma-fql"]
     assert len(both.datasets) == 2
     one = results.gather([tmp_path / "om2p", tmp_path / "bc-medium", tmp_path / "bc-expert"]).compared()
@@ -103,12 +111,17 @@ def test_only_complete_methods_are_compared(tmp_path):
 
 def test_what_a_reader_must_know_is_noted(tmp_path):
     write_run(tmp_path / "a", "bc")
-    write_run(tmp_path / "b", "om2p", versions={"om2p": "0.0.9"}, returns=((1.0,),))
+    write_run(tmp_path / "b", "om2p", versions={"om2p": "0.0.9"}, returns=((1.0, 2.0),))
     write_run(tmp_path / "c", "ma-fql", scale=Scale.PAPER)
     assert results.gather([tmp_path]).notes() == [
         "these runs were made by different versions of om2p: 0.0.9 (1 runs), 0.1.0 (2 runs)",
         "runs of different scales stand beside each other",
-        "om2p/cooperative-navigation/medium-v0: methods have different numbers of seeds (1, 3)",
+        "om2p/cooperative-navigation/medium-v0: methods have different numbers of seeds (2, 3), updates (100, 200)",
+        "2 seeds are few: the bootstrap interval of a single data set then holds the true mean about 50% of the time, "
+        "not 95%",
+    ]
+    assert results.gather([write_run(tmp_path / "d", returns=((1.0,),))]).notes() == [
+        "a run of one seed has no interval, and tells nothing apart"
     ]
 
 
@@ -122,8 +135,11 @@ def test_runs_on_other_contents_do_not_stand_beside_each_other(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": None}, r"^the run in .* is damaged: TypeError"),
-        ({"recipe": {}}, r"^the run in .* is damaged: KeyError"),
+        ({"seeds": None}, r"the run in .* is damaged: ValidationError: seeds: Input should be"),
+        ({"timing": None}, r"the run in .* is damaged: ValidationError: timing: "),
+        ({"versions": None}, r"the run in .* is damaged: ValidationError: versions: "),
+        ({"dataset_card": {"policies": [{}]}}, r"is damaged: ValidationError: dataset_card\.policies\.0\.name: "),
+        ({"recipe": {}}, r"the run in .* is damaged: KeyError"),
         (
             {"versions": {"om2p": "9.9"}, "recipe": {}},
             r"was written by om2p 9\.9 and cannot be read by 0\.1\.0 .*again",
@@ -137,6 +153,38 @@ def test_damage_is_one_line(tmp_path, changes, message):
     for place in (folder, tmp_path):
         with pytest.raises(UserError, match=message):
             results.gather([place])
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        (-1, "lacks episodes of update 200"),
+        (-2, "lacks episodes of update 200"),  # a whole seed
+        (-6, "does not reach update 200"),
+        (1, "does not reach update 200"),
+    ],
+)
+def test_evaluations_that_are_cut_short_are_damage(tmp_path, left, message):
+    path = write_run(tmp_path / "bc") / "evaluations.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    with pytest.raises(UserError, match=f"is damaged: ValueError: evaluations.csv {message}"):
+        results.gather([tmp_path / "bc"])
+
+
+def test_returns_that_are_no_numbers_are_damage(tmp_path):
+    with pytest.raises(UserError, match="holds a return that is no number"):
+        results.read(write_run(tmp_path / "bc", returns=((1.0, float("nan")),)))
+
+
+def test_below_a_folder_damage_is_noted_and_the_rest_is_shown(tmp_path):
+    write_run(tmp_path / "a")
+    (write_run(tmp_path / "b", "om2p") / "run.json").write_text("{")
+    found = results.gather([tmp_path])
+    assert found.methods == ["bc"]
+    assert found.notes()[0].startswith(f"left out: the run in {tmp_path / 'b'} is damaged: JSONDecodeError")
+    (tmp_path / "a" / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"none of these runs can be reported: the run in .* is damaged"):
+        results.gather([tmp_path])
 
 
 def test_a_missing_file_is_one_line(tmp_path):

@@ -97,3 +97,26 @@ def test_figures_agree_with_the_library_of_the_protocols_authors():
     np.testing.assert_allclose(profile.shares, [0.95, 0.65, 0.35, 0.15, 0.05])
     np.testing.assert_allclose(profile.low, [0.85, 0.55, 0.25, 0.05, 0], atol=0.051)  # one run of twenty
     np.testing.assert_allclose(profile.high, [1, 0.75, 0.45, 0.25, 0.15], atol=0.051)
+
+
+def test_bold_is_what_a_test_does_not_tell_from_the_best():
+    runs = {"best": np.array([10.0, 11, 12]), "near": np.array([8.0, 11, 13]), "far": np.array([1.0, 2, 3])}
+    assert statistics.indistinguishable(runs) == {"best", "near"}
+    assert statistics.indistinguishable({"a": np.full(3, 2.0), "b": np.full(3, 2.0), "c": np.full(3, 1.0)}) == {
+        "a",
+        "b",
+    }
+    assert statistics.indistinguishable({"a": np.array([3.0]), "b": np.array([1.0, 2.0])}) == set()
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_how_rarely_intervals_of_few_seeds_hold_the_mean(seeds):
+    """COVERAGE, which is what readers are told, by simulation: percentiles of resampled means of normal numbers."""
+    random = np.random.default_rng(seeds)
+    held = []
+    for _ in range(1000):
+        values = random.normal(size=seeds)
+        means = values[random.integers(0, seeds, (1000, seeds))].mean(1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        held.append(low <= 0 <= high)
+    assert np.mean(held) == pytest.approx(statistics.COVERAGE[seeds], abs=0.05)

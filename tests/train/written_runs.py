@@ -30,11 +30,13 @@ def write_run(
     name = find(task).name
     recipe = config.load(algo, name, Tier.parse(tier), scale, settings)
     seeds = list(range(len(returns[0])))
+    run = {"updates": 100 * len(returns), "evaluate_every": 100, "evaluation_episodes": 2}
+    tables = recipe.tables() | {"run": recipe.tables()["run"] | run}
     facts = {
         "algorithm": recipe.algorithm,
         "recipe_name": recipe.name,
         "scale": scale.value,
-        "recipe": recipe.tables(),
+        "recipe": tables,
         "task": name,
         "dataset": f"om2p/{name}/{tier}-v0",
         "dataset_hash": f"hash of {name} {tier}",
