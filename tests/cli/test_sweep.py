@@ -102,7 +102,7 @@ def test_what_fails_is_named_and_the_rest_is_done(run, here):
     assert first.startswith("failed: cn-random-bc-")
     assert "optimizer.batch_size is 100000" in first
     assert last == "error: 1 of 3 jobs failed; the same command tries them again"
-    assert "1 of 2 cells are missing: bc big" in found.out
+    assert "- missing on om2p/cooperative-navigation/random-v0: bc, batch_size=" in found.out
     assert "| bc " in found.out
 
 
@@ -179,7 +179,7 @@ def test_scripts_for_slurm_do_the_sweep(run, here, monkeypatch):
     assert "| bc-flow " in done.out
     again = run("om2p-train", "sweep", "mine.toml", "--sbatch", "slurm scripts")
     assert again.code == 2
-    assert "all jobs of mine.toml are done" in again.err
+    assert "all jobs of mine are done" in again.err
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,10 @@ def test_scripts_for_slurm_do_the_sweep(run, here, monkeypatch):
         (["--engine", "local", "--gpus-per-job", "0.5"], "--gpus-per-job is an option of --engine ray"),
         (["--engine", "ray", "--storage", "none"], "'none'"),
         (["--engine", "ray", "--fetch-every", "5"], "--fetch-every is an option of --storage fetch"),
-        (["--engine", "ray", "--gpus-per-job", "0.5"], "--gpus-per-job needs device = 'cuda' in the sweep"),
+        (
+            ["--engine", "ray", "--gpus-per-job", "0.5"],
+            "--gpus-per-job needs jobs with device = 'cuda', and these have 'cpu'",
+        ),
         (["--engine", "ray", "--sbatch", "scripts"], "take one of them"),
     ],
 )

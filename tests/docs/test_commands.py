@@ -80,6 +80,7 @@ settings = ["run.updates=20", "run.evaluate_every=10", "run.evaluation_episodes=
 PARSED = {
     ("--device", "cuda"): "needs a GPU",
     ("--scale", "paper"): "takes days on a CPU",
+    ("--engine", "ray"): "needs a cluster; tests/train/test_ray_engine.py has one",
     ("reproduce",): "takes hours; tests/cli/test_reproduce.py runs it",
     ("bench",): "measures the machine at length; tests/cli/test_bench.py runs it",
     ("--wandb",): "sends to Weights & Biases",

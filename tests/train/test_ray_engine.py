@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,16 +39,17 @@ OWN = 'base = "bc"\n[fixed.optimizer]\nbatch_size = 16\n'
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """A head that takes no jobs, and two nodes with a CPU each."""
-    with pytest.MonkeyPatch.context() as patch:
+    # Sockets lie in there, whose names are short by necessity: shorter than those of pytest's folders may be.
+    with tempfile.TemporaryDirectory(prefix="ray-") as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("scratch")))  # of the nodes
+        patch.setenv("TMPDIR", scratch)  # of the nodes
         made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         for _ in range(2):
             made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
+        yield made
+        made.shutdown()
 
 
 @pytest.fixture
