@@ -192,7 +192,7 @@ def test_scripts_for_slurm_do_the_sweep(run, here, monkeypatch):
         (["--engine", "ray", "--fetch-every", "5"], "--fetch-every is an option of --storage fetch"),
         (
             ["--engine", "ray", "--gpus-per-job", "0.5"],
-            "--gpus-per-job needs jobs with device = 'cuda', and these have 'cpu'",
+            "--gpus-per-job needs jobs with device = 'cuda'",
         ),
         (["--engine", "ray", "--sbatch", "scripts"], "take one of them"),
     ],

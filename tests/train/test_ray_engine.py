@@ -31,7 +31,7 @@ algorithms = ["bc", "own.toml"]
 seeds = [0, 1]
 transitions = 500
 settings = [
-    "run.updates=1500", "run.evaluate_every=500", "run.checkpoint_every=50", "run.evaluation_episodes=4",
+    "run.updates=900", "run.evaluate_every=300", "run.checkpoint_every=50", "run.evaluation_episodes=4",
     "network.hidden=[8]",
 ]
 """
@@ -87,14 +87,23 @@ def processes() -> dict[int, Found]:
     return {int(pid): Found(int(pid), int(parent), words) for pid, parent, words in rows}
 
 
-def run_at_work() -> Found | None:
-    """The process of a run, whose parent is a worker of Ray."""
-    words = "main() run --dataset om2p/cooperative-navigation/random-v0"
-    return next((found for found in processes().values() if words in found.words), None)
+class Work(NamedTuple):
+    """A run: its process, the worker of Ray that it is a child of, and the node of that."""
+
+    run: Found
+    worker: Found
+    node: Any
 
 
-def raylets(node: Any) -> list[int]:
-    return [entry.process.pid for entry in node.all_processes["raylet"]]
+def run_at_work(cluster: Any) -> Work | None:
+    """A run on this cluster: other tests may have their own at the same time."""
+    every = processes()
+    nodes = {entry.process.pid: node for node in cluster.worker_nodes for entry in node.all_processes["raylet"]}
+    for run in every.values():
+        worker = every.get(run.parent)
+        if " run --dataset om2p/cooperative-navigation/random-v0" in run.words and worker and worker.parent in nodes:
+            return Work(run, worker, nodes[worker.parent])
+    return None
 
 
 def checkpoints(folder: str) -> list[Path]:
@@ -124,14 +133,11 @@ def test_a_worker_and_a_node_die_and_nothing_is_lost_without_shared_storage(clus
     try:
         wait_for(lambda: checkpoints("sweeps/mine") or process.poll() is not None)
         assert process.poll() is None, process.communicate()
-        found = wait_for(run_at_work)
-        assert "sweeps/mine" not in found.words  # it works in a folder of its node
-        os.kill(found.parent, signal.SIGKILL)
-        wait_for(lambda: found.pid not in processes(), 10.0)  # it went along
-        found = wait_for(run_at_work)
-        raylet = processes()[found.parent].parent
-        node = next(each for each in cluster.worker_nodes if raylet in raylets(each))
-        cluster.remove_node(node, allow_graceful=False)
+        found = wait_for(lambda: run_at_work(cluster))
+        assert "sweeps/mine" not in found.run.words  # it works in a folder of its node
+        os.kill(found.worker.pid, signal.SIGKILL)
+        wait_for(lambda: found.run.pid not in processes(), 10.0)  # it went along
+        cluster.remove_node(wait_for(lambda: run_at_work(cluster)).node, allow_graceful=False)
         out, err = process.communicate(timeout=250)
     finally:
         process.kill()
@@ -159,7 +165,7 @@ def test_a_sweep_on_shared_storage_stops_and_goes_on(cluster, here):
     assert process.returncode == 143, err
     again = f"--engine ray --address {cluster.address}"
     assert err.splitlines()[-1] == f"stopped; to go on: om2p-train sweep mine.toml --out sweeps/mine {again}"
-    assert run_at_work() is None
+    assert run_at_work(cluster) is None
     assert checkpoints("sweeps/mine")
     process = begun(*words, "--quiet")
     out, err = process.communicate(timeout=200)
