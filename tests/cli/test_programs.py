@@ -92,7 +92,7 @@ def test_generate_train_report_and_render(run: Run, here: Path) -> None:
     report = run("om2p-train", "report", folder, "runs/bc", "--out", "report")
     assert (report.code, report.err) == (0, "")
     assert len(re.findall(r"^\| bc ", report.out, re.MULTILINE)) == 2
-    table, _, _ = report.out.partition("\nwrote table.md")
+    table, _, _ = report.out.partition("\n\n- ")  # what follows are remarks, in the file after all tables
     assert table.strip() in (here / "report" / "table.md").read_text()
     assert "<title>Results</title>" in (here / "report" / "report.html").read_text()
     assert (here / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
