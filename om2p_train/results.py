@@ -2,140 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
 
-from om2p_data.envs.registry import TASKS, Task
+from om2p_data.envs.registry import TASKS
 from om2p_data.errors import UserError
 from om2p_data.recipe import parse_overrides
-from om2p_data.storage import parse_id, reason
+from om2p_data.storage import parse_id
 from om2p_data.tiers import Tier
 from om2p_train import statistics
-from om2p_train.run_folder import EVALUATIONS_FILE, RUN_FILE
-
-_T = TypeVar("_T")
-
-
-class Timing(BaseModel):
-    """Seconds, and 10^6 bytes."""
-
-    training_seconds: float | None = None
-    evaluation_seconds: float | None = None
-    updates_per_second: float | None = None
-    peak_memory_mb: float | None = None
-
-
-class Policy(BaseModel):
-    """One that collected data."""
-
-    name: str
-    algorithm: str
-    seed: int
-    return_mean: float
-
-
-class Card(BaseModel):
-    """What a run wrote down of its data set."""
-
-    summary: str = ""
-    episodes: int | None = None
-    transitions: int | None = None
-    team_return: dict[str, Any] = {}
-    policies: tuple[Policy, ...] = ()
-
-
-class Facts(BaseModel):
-    """What run.json says, as far as it is shown. Runs of older versions lack some of it."""
-
-    recipe_name: str
-    recipe: dict[str, Any]
-    scale: str
-    settings: tuple[str, ...] = ()
-    task: str
-    dataset: str
-    dataset_hash: str
-    dataset_card: Card = Card()
-    dataset_return_mean: float
-    random_return_mean: float | None
-    seeds: tuple[int, ...] = Field(min_length=1)
-    hardware: str = ""
-    threads: int | None = None
-    started: str = ""
-    versions: dict[str, str | None] = {}
-    commit: str | None = None
-    timing: Timing = Timing()
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run folder says.
-
-    Attributes:
-        name: the recipe's name.
-        folder: where it lies.
-        recipe: its tables.
-        settings: overrides that went into them.
-        task: row of the task table, None for environments of other people.
-        dataset: data set id; dataset_hash: of its content; dataset_return: its mean team return.
-        random_return: mean return of uniform actions, measured when the run started; None where nothing can be played.
-        updates: [U], when the policy was evaluated; U = 0 where nothing can be played.
-        returns: [U, S], mean over the evaluation episodes of every seed.
-        episodes: evaluation episodes of a seed.
-        scale: scale of the recipe.
-        facts: what else stands in run.json.
-    """
-
-    name: str
-    folder: Path
-    recipe: dict[str, Any]
-    settings: tuple[str, ...]
-    task: Task | None
-    dataset: str
-    dataset_hash: str
-    dataset_return: float
-    random_return: float | None
-    updates: np.ndarray
-    returns: np.ndarray
-    episodes: int
-    scale: str
-    facts: Facts
-
-    @property
-    def final(self) -> np.ndarray:
-        """Returns of the final policy, one a seed, [S]; NaN where there are none."""
-        return self.returns[-1] if len(self.returns) else np.full(self.returns.shape[1], np.nan)
-
-    @property
-    def best(self) -> np.ndarray:
-        """Of each seed the best of all evaluations, [S]: what choosing by returns would give; NaN as above."""
-        return self.returns.max(0) if len(self.returns) else np.full(self.returns.shape[1], np.nan)
-
-    @property
-    def played(self) -> bool:
-        """Whether there are returns."""
-        return len(self.returns) > 0
-
-    def normalized(self, returns: np.ndarray) -> np.ndarray | None:
-        """Scores with 0 for uniform actions and 100 for the expert reference; None where a task has no references."""
-        return None if self.task is None else np.array([self.task.normalized(value) for value in returns])
-
-    def option(self, key: str) -> Any:
-        """A key of the recipe, `table.key`; None if it has none."""
-        value: Any = self.recipe
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+from om2p_train.recorded_run import Run, read, read_any
+from om2p_train.run_folder import RUN_FILE
 
 
 @dataclass(frozen=True)
@@ -260,36 +143,6 @@ class Results:
         return zip(self.runs, self.labels, strict=True)
 
 
-def read(folder: Path) -> Run:
-    """Read a run folder.
-
-    Raises:
-        UserError: not a run folder, the run has not finished, its files are damaged, or another version wrote them.
-    """
-    run = _read_any(folder)
-    if not run.facts.finished:
-        raise UserError(f"the run in {folder} has not finished")
-    return run
-
-
-def planned(folder: Path, name: str, dataset: str, settings: Sequence[str], scale: str, recipe: dict[str, Any]) -> Run:
-    """A run that nobody has begun: it has a label, and no results."""
-    facts = Facts(
-        recipe_name=name,
-        recipe=recipe,
-        scale=scale,
-        settings=tuple(settings),
-        task="",
-        dataset=dataset,
-        dataset_hash="",
-        dataset_return_mean=float("nan"),
-        random_return_mean=None,
-        seeds=(0,),
-        finished=False,
-    )
-    return _unfinished(folder, facts)
-
-
 def gather(places: Sequence[Path]) -> Results:
     """Read run folders, and all run folders below other folders.
 
@@ -309,7 +162,7 @@ def gather(places: Sequence[Path]) -> Results:
             continue
         for folder in _below(place):
             try:
-                found.setdefault(folder.resolve(), _read_any(folder))
+                found.setdefault(folder.resolve(), read_any(folder))
             except UserError as error:
                 damaged.append(str(error))
     every = list(found.values())
@@ -420,93 +273,6 @@ def _below(place: Path) -> list[Path]:
     if not found:
         raise UserError(f"{place} is not a run folder and holds none: no {RUN_FILE} there or below")
     return found
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: it has no {RUN_FILE}")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except ValueError as error:
-        raise UserError(f"the run in {folder} is damaged: {type(error).__name__}: {error}") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"the run in {folder} is damaged: {RUN_FILE} holds no table")
-    return facts
-
-
-def _checked(folder: Path, facts: dict[str, Any], read: Callable[..., _T], *arguments: Any) -> _T:
-    """What `read` returns; where it meets something unexpected, one line that says where that may come from."""
-    try:
-        return read(*arguments)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        what, ours = f"{type(error).__name__}: {_said(error)}", metadata.version("om2p")
-        versions = facts.get("versions")
-        theirs = versions.get("om2p") if isinstance(versions, dict) else None
-        if theirs not in (None, ours):
-            raise UserError(
-                f"the run in {folder} was written by om2p {theirs} and cannot be read by {ours} ({what}): report it "
-                "with that version, or train it again"
-            ) from error
-        raise UserError(f"the run in {folder} is damaged: {what}") from error
-
-
-def _read_any(folder: Path) -> Run:
-    raw = _facts(folder)
-    facts = _checked(folder, raw, Facts.model_validate, raw)
-    return _checked(folder, raw, _read if facts.finished else _unfinished, folder, facts)
-
-
-def _read(folder: Path, facts: Facts) -> Run:
-    by_update: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with (folder / EVALUATIONS_FILE).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            by_update[int(row["update"])][int(row["seed"])].append(float(row["return"]))
-    run = facts.recipe["run"]
-    if facts.random_return_mean is not None or by_update:  # it is None where nobody can play
-        whole = dict.fromkeys(facts.seeds, run["evaluation_episodes"])
-        for update, by_seed in by_update.items():
-            if {seed: len(found) for seed, found in by_seed.items()} != whole:
-                raise ValueError(f"{EVALUATIONS_FILE} lacks episodes of update {update}")
-        if max(by_update, default=0) != run["updates"]:
-            raise ValueError(f"{EVALUATIONS_FILE} does not reach update {run['updates']}")
-    returns = np.array([[np.mean(by_seed[seed]) for seed in facts.seeds] for by_seed in by_update.values()])
-    if not np.isfinite(returns).all():
-        raise ValueError(f"{EVALUATIONS_FILE} holds a return that is no number")
-    return _run(folder, facts, np.array(list(by_update)), returns)
-
-
-def _unfinished(folder: Path, facts: Facts) -> Run:
-    """A run without returns: those that it has so far are not its result."""
-    return _run(folder, facts, np.array([]), np.array([]))
-
-
-def _run(folder: Path, facts: Facts, updates: np.ndarray, returns: np.ndarray) -> Run:
-    return Run(
-        name=facts.recipe_name,
-        folder=folder,
-        recipe=facts.recipe,
-        settings=facts.settings,
-        task=TASKS.get(facts.task),
-        dataset=facts.dataset,
-        dataset_hash=facts.dataset_hash,
-        dataset_return=facts.dataset_return_mean,
-        random_return=facts.random_return_mean,
-        updates=updates,
-        returns=returns.reshape(len(updates), len(facts.seeds)),
-        episodes=facts.recipe["run"]["evaluation_episodes"],
-        scale=facts.scale,
-        facts=facts,
-    )
-
-
-def _said(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _rank(dataset: str) -> tuple[int, int]:

@@ -29,8 +29,9 @@ from om2p_data.storage import datasets_root, parse_id, reason
 from om2p_data.tiers import DEFAULT_TRANSITIONS, Tier
 from om2p_train import config, run_folder
 from om2p_train.config import Scale, TrainRecipe
-from om2p_train.results import Results, assemble, planned
-from om2p_train.results import read as read_run
+from om2p_train.recorded_run import planned
+from om2p_train.recorded_run import read as read_run
+from om2p_train.results import Results, assemble
 
 _HASH_LETTERS = 10
 _MOST_JOBS = 10_000

@@ -20,9 +20,10 @@ from om2p_data.tiers import Tier
 from om2p_train import reporting, statistics
 from om2p_train.experiments import Experiment, Part, Show
 from om2p_train.flows import Derivative
+from om2p_train.recorded_run import Run
 from om2p_train.reporting import figures, tables
 from om2p_train.reporting.page import Section, piece
-from om2p_train.results import Compared, Results, Run, assemble
+from om2p_train.results import Compared, Results, assemble
 
 
 @dataclass(frozen=True)

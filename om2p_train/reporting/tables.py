@@ -13,7 +13,8 @@ from om2p_data.inspect.tables import Table
 from om2p_data.inspect.tables import number as rounded
 from om2p_data.recipe import bundled
 from om2p_train import statistics
-from om2p_train.results import Results, Run
+from om2p_train.recorded_run import Run
+from om2p_train.results import Results
 from om2p_train.statistics import Estimate
 
 Published = Mapping[str, Mapping[str, Sequence[float]]]  # data set -> recipe -> (mean,) or (mean, standard deviation)
