@@ -15,6 +15,7 @@ from om2p_data.stacked import Activation
 from om2p_data.tiers import Tier
 from om2p_train import algorithms, config
 from om2p_train.actors import OneStep
+from om2p_train.algorithms.base import NormalizeQ
 from om2p_train.algorithms.ma_cql import Proposal
 from om2p_train.algorithms.omar import Search
 from om2p_train.config import Scale
@@ -112,7 +113,7 @@ def test_eta_and_xi_are_the_papers(name: str) -> None:
     for (task, tier), expected in PAPER.items():
         options = config.load(name, task, Tier(tier), Scale.PAPER).options.model_dump()
         assert (options["eta"], options["xi"]) == expected, (task, tier)
-        assert not options["normalize_q"]
+        assert options["normalize_q"] is NormalizeQ.NONE
 
 
 @pytest.mark.parametrize("name", ["om2p", "om2p-paper", "om2p-released"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -14,12 +15,20 @@ from torch import Tensor, nn
 from om2p_data.errors import UserError
 from om2p_data.recipe import Record
 from om2p_train.batches import Batch, Transitions
-from om2p_train.networks import NetworkConfig
+from om2p_train.networks import NetworkConfig, TwinCritic
 from om2p_train.streams import SeedStreams
 from om2p_train.team import Team
 
 Noise = dict[str, Tensor]
 M = TypeVar("M", bound=nn.Module)
+
+
+class NormalizeQ(enum.Enum):
+    """What the guidance of an actor by Q is divided by: its weight then means the same at any scale of rewards."""
+
+    NONE = "none"
+    SIZE = "size"  # mean |Q|, as in TD3+BC (Fujimoto and Gu, 2021)
+    SLOPE = "slope"  # root mean square of |dQ/da|: the weight is then the pull itself, in units of the behaviour loss
 
 
 class Options(Record):
@@ -126,13 +135,34 @@ def temporal_difference_loss(values: Tensor, batch: Batch, next_value: Tensor, g
     return (values - target.detach().unsqueeze(1)).square().mean(-1).sum(-1)
 
 
-def guidance(values: Tensor, normalize: bool) -> Tensor:
-    """Mean value of the actor's own actions, [K]; divided by its mean size if `normalize`.
+def guidance(critic: TwinCritic, obs: Tensor, actions: Tensor, normalize: NormalizeQ, weight: float = 1.0) -> Tensor:
+    """Weighted mean value of the actor's own actions, [K], for the actor to climb.
 
     Args:
-        values: Q_1, Q_2 of the actor's actions, [K, 2, B].
-        normalize: makes the weight of the guidance independent of the scale of rewards, as in TD3+BC.
+        critic: Q_1 and Q_2, whose mean is taken.
+        obs: [K, B, O].
+        actions: of the actor, [K, B, A].
+        normalize: what it is divided by. With `SLOPE` only the gradient is: the number is then the plain mean.
+        weight: of the guidance.
     """
-    q = values.mean(1)  # [K, B]
-    size = q.detach().abs().mean(-1).clamp_min(torch.finfo(q.dtype).eps)  # [K]
-    return q.mean(-1) / size if normalize else q.mean(-1)
+    if normalize is NormalizeQ.SLOPE:
+        actions = _UnitSlope.apply(actions, weight)  # pyright: ignore[reportAssignmentType]
+    q = critic(obs, actions).mean(1)  # [K, B]
+    if normalize is NormalizeQ.SIZE:
+        q = q / q.detach().abs().mean(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).eps)
+    return weight * q.mean(-1)
+
+
+class _UnitSlope(torch.autograd.Function):
+    """Actions as they are; the gradient by them [K, B, A], of a mean over B, is scaled to a given root mean square."""
+
+    @staticmethod
+    def forward(ctx: Any, actions: Tensor, size: float) -> Tensor:
+        ctx.size = size
+        return actions.view_as(actions)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        # A transition's part in a mean is 1 / B of its own gradient.
+        slope = (gradient.square().sum((1, 2), keepdim=True) * gradient.shape[1]).sqrt()
+        return gradient * (ctx.size / slope.clamp_min(torch.finfo(gradient.dtype).tiny)), None

@@ -15,6 +15,7 @@ from om2p_train.actors import NoiseActor, flow_network
 from om2p_train.algorithms.base import (
     Algorithm,
     Noise,
+    NormalizeQ,
     Options,
     guidance,
     needs_continuous,
@@ -34,7 +35,7 @@ class MAFQLOptions(Options):
     gamma: float = Field(gt=0, lt=1, description="discount")
     alpha: float = Field(ge=0, description="weight of the distillation")
     flow_steps: PositiveInt = Field(description="Euler steps of the flow that is distilled")
-    normalize_q: bool = Field(description="divide the values by their mean size, so that alpha is free of their scale")
+    normalize_q: NormalizeQ = Field(description="what the guidance is divided by, so that alpha is free of its scale")
 
 
 class MAFQL(Algorithm):
@@ -78,8 +79,8 @@ class MAFQL(Algorithm):
         z = space.trim(noise["z"])
         actions = self.policy.raw(batch.obs, z)  # [K, B, A], not clipped: the distillation pulls them back into the box
         distillation = space.trim(actions - self.flow_actions(batch.obs, z)).square().mean((1, 2))
-        values = self.critic(batch.obs, space.decode(actions))
-        return flow_loss + options.alpha * distillation - guidance(values, options.normalize_q)
+        climbed = guidance(self.critic, batch.obs, space.decode(actions), options.normalize_q)
+        return flow_loss + options.alpha * distillation - climbed
 
     @torch.no_grad()
     def flow_actions(self, obs: Tensor, z: Tensor) -> Tensor:

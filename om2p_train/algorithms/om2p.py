@@ -16,6 +16,7 @@ from om2p_train.actors import FlowActor, OneStep
 from om2p_train.algorithms.base import (
     Algorithm,
     Noise,
+    NormalizeQ,
     Options,
     guidance,
     needs_continuous,
@@ -42,7 +43,7 @@ class OM2POptions(Options):
     gamma: float = Field(gt=0, lt=1, description="discount")
     bc_weight: float = Field(default=1.0, ge=0, description="weight of L_bc; 0 leaves Q alone, the paper's ablation")
     eta: float = Field(ge=0, description="weight of the Q guidance, Eq. 6; 0 is flow behaviour cloning")
-    normalize_q: bool = Field(description="divide the guidance by the mean size of Q, so that eta is free of its scale")
+    normalize_q: NormalizeQ = Field(description="what the guidance is divided by, so that eta is free of its scale")
     xi: tuple[float, float, float, float] = Field(description="shape of the distribution of times, Eq. 4")
     time_pair: TimePair = Field(description="how r and t are drawn from it")
     equal_share: float = Field(ge=0, le=1, description="share of r = t among ordered pairs")
@@ -107,7 +108,7 @@ class OM2P(Algorithm):
             loss = options.bc_weight * self._behavior_loss(batch, noise)
         if options.eta > 0:
             actions = self.actor(batch.obs, noise["eps_policy"])
-            loss = loss - options.eta * guidance(self.critic(batch.obs, actions), options.normalize_q)
+            loss = loss - guidance(self.critic, batch.obs, actions, options.normalize_q, options.eta)
         return loss
 
     def _behavior_loss(self, batch: Batch, noise: Noise) -> Tensor:

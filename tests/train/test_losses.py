@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
+from om2p_train.algorithms.base import NormalizeQ, guidance
 from om2p_train.batches import Transitions
 from om2p_train.diffusion import EARLIEST
 from om2p_train.streams import SAMPLING, SeedStreams
@@ -104,7 +106,7 @@ def test_om2p(preset, random_dataset):
 
 @torch.no_grad()
 def test_om2ps_normalised_guidance_and_its_ablations(random_dataset):
-    settings = ["options.eta=0.7", "options.normalize_q=true", "options.bc_weight=0"]
+    settings = ["options.eta=0.7", "options.normalize_q=size", "options.bc_weight=0"]
     algorithm, batch, noise = one_batch("om2p", random_dataset, [0], *settings)
     without, _, _ = one_batch("om2p", random_dataset, [0], "options.eta=0")
     both, _, _ = one_batch("om2p", random_dataset, [0], *settings[:2], "options.bc_weight=0.25")
@@ -115,6 +117,26 @@ def test_om2ps_normalised_guidance_and_its_ablations(random_dataset):
         values = np.mean([_q(net, b["obs"], action) for net in _twins(algorithm.critic, k)], 0)
         assert loss[k].item() == pytest.approx(-0.7 * values.mean() / np.abs(values).mean(), rel=1e-4)
     torch.testing.assert_close(mixed, 0.25 * behavior + loss)
+
+
+def test_guidance_by_slope_pulls_every_learner_with_the_weight(random_dataset):
+    algorithm, batch, _ = one_batch("om2p", random_dataset, [0, 1])
+    pulls = {}
+    for normalize in NormalizeQ:
+        for scale in (1.0, 100.0):  # of rewards, and so of values
+            actions = batch.actions.clone().requires_grad_()
+            critic = lambda obs, at, scale=scale: scale * algorithm.critic(obs, at)  # noqa: E731
+            climbed = guidance(critic, batch.obs, actions, normalize, 0.3)
+            climbed.sum().backward()
+            assert actions.grad is not None
+            pulls[normalize, scale] = actions.grad * actions.shape[1]
+    plain, size, slope = (pulls[normalize, 1.0] for normalize in NormalizeQ)
+    torch.testing.assert_close(pulls[NormalizeQ.NONE, 100.0], 100 * plain)
+    torch.testing.assert_close(pulls[NormalizeQ.SIZE, 100.0], size)
+    torch.testing.assert_close(pulls[NormalizeQ.SLOPE, 100.0], slope)
+    length = slope.square().sum(-1).mean(-1).sqrt()  # [K]
+    torch.testing.assert_close(length, torch.full_like(length, 0.3))
+    torch.testing.assert_close(F.normalize(slope, dim=-1), F.normalize(plain, dim=-1))  # and in Q's own direction
 
 
 @torch.no_grad()
@@ -233,10 +255,10 @@ def test_omar(search, random_dataset):
         assert loss[k].item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("normalize", ["size", "none"])
 @torch.no_grad()
 def test_ma_fql(normalize, random_dataset):
-    settings = ["options.alpha=3", f"options.normalize_q={str(normalize).lower()}", "options.flow_steps=4"]
+    settings = ["options.alpha=3", f"options.normalize_q={normalize}", "options.flow_steps=4"]
     algorithm, batch, noise = one_batch("ma-fql", random_dataset, [0], *settings)
     _shift_targets(algorithm)
     critic_loss, actor_loss = algorithm.critic_loss(batch, noise), algorithm.actor_loss(batch, noise)
@@ -259,7 +281,7 @@ def test_ma_fql(normalize, random_dataset):
         action = pi(b["obs"], n["z"])
         distillation = np.mean((action - np.clip(x, -1, 1)) ** 2)
         values = np.mean([_q(net, b["obs"], np.clip(action, -1, 1)) for net in q], 0)
-        gain = values.mean() / np.abs(values).mean() if normalize else values.mean()
+        gain = values.mean() / np.abs(values).mean() if normalize == "size" else values.mean()
         assert actor_loss[k].item() == pytest.approx(flow + 3 * distillation - gain, rel=1e-4)
 
 

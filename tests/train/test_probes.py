@@ -304,7 +304,7 @@ def _shares(actions):
     ("name", "updates", "settings", "least"),
     [
         ("om2p", 1000, ["options.eta=0"], 0.35),
-        ("ma-fql", 1500, ["options.alpha=100", "options.normalize_q=false"], 0.3),  # no reward: the distillate alone
+        ("ma-fql", 1500, ["options.alpha=100", "options.normalize_q=none"], 0.3),  # no reward: the distillate alone
         (
             "ma-sfbc",
             1500,
