@@ -98,6 +98,32 @@ class FlowActor(Actor):
         return self.space.decode(eps + u if self.one_step is OneStep.JUMP else u)
 
 
+class BestOfFlowActor(Actor):
+    """A flow actor that draws several one-step actions and takes the one that its critic values most.
+
+    Args: as `FlowActor`, and
+        candidates: C, how many are drawn.
+    """
+
+    kind = "best-of-flow"
+
+    def __init__(
+        self, streams: SeedStreams, team: Team, config: NetworkConfig, one_step: OneStep | str, candidates: int
+    ):
+        super().__init__(streams, team, config, one_step=OneStep(one_step).value, candidates=candidates)
+        self._candidates = candidates
+        self.noise_dim = candidates * team.act_dim
+        self.flow = FlowActor(streams, team, config, one_step)
+        self.flow.space = self.space  # one of them, whoever narrows it
+        self.critic = TwinCritic(streams, team, config)
+
+    def forward(self, obs: Tensor, eps: Tensor) -> Tensor:
+        repeated = obs.unsqueeze(2).expand(-1, -1, self._candidates, -1).flatten(1, 2)
+        starts = eps.unflatten(-1, (self._candidates, self.team.act_dim)).flatten(1, 2)
+        actions = self.flow(repeated, starts).unflatten(1, (-1, self._candidates))  # [K, B, C, A]
+        return _taken(actions, self.critic.of_many(obs, actions).mean(1))
+
+
 class ConditionalFlowActor(Actor):
     """Mean velocity u(a_r, r, t | o, c) with a condition c in {bad, good, none}; acts under the good one.
 
@@ -250,8 +276,7 @@ class DiffusionActor(Actor):
         # The largest of log-weight + Gumbel noise is a draw from the softmax; the normal numbers give the noise.
         uniform = (0.5 + 0.5 * torch.erf(choice * math.sqrt(0.5))).clamp(_TINY, 1.0 - _TINY)
         gumbel = -torch.log(-torch.log(uniform))
-        best = (self.trust * self._sharpness * values + gumbel).argmax(-1)  # [K, B]
-        return actions.gather(2, best[..., None, None].expand(-1, -1, 1, size)).squeeze(2)
+        return _taken(actions, self.trust * self._sharpness * values + gumbel)
 
 
 _TINY = 1e-7  # float32's resolution just below 1
@@ -261,8 +286,22 @@ _TIME_SCALE = 1.0
 
 ACTORS: dict[str, type[Actor]] = {
     actor.kind: actor
-    for actor in (FlowActor, ConditionalFlowActor, NoiseActor, DeterministicActor, GreedyActor, DiffusionActor)
+    for actor in (
+        FlowActor,
+        BestOfFlowActor,
+        ConditionalFlowActor,
+        NoiseActor,
+        DeterministicActor,
+        GreedyActor,
+        DiffusionActor,
+    )
 }
+
+
+def _taken(actions: Tensor, scores: Tensor) -> Tensor:
+    """Of actions [K, B, m, A] those of the highest scores [K, B, m]; [K, B, A]."""
+    best = scores.argmax(-1)[..., None, None]  # [K, B, 1, 1]
+    return actions.gather(2, best.expand(-1, -1, 1, actions.shape[-1])).squeeze(2)
 
 
 def flow_network(streams: SeedStreams, team: Team, config: NetworkConfig, context: int) -> StackedMLP:

@@ -9,10 +9,10 @@ om2p-released   the authors' code: independent times, du/dr = 0, the network's r
 from __future__ import annotations
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from om2p_train.actors import FlowActor, OneStep
+from om2p_train.actors import BestOfFlowActor, FlowActor, OneStep
 from om2p_train.algorithms.base import (
     Algorithm,
     Noise,
@@ -51,6 +51,7 @@ class OM2POptions(Options):
     finite_difference_step: float = Field(gt=0, description="of that derivative alone")
     adaptive_power: float = Field(ge=0, le=1, description="p of the adaptive weight; 0 is the plain squared error")
     one_step: OneStep = Field(description="what is clipped to be the action; Eq. 3 has eps+u")
+    candidates: PositiveInt = Field(description="one-step actions drawn to act, of which the one of highest Q is taken")
     target_actor: bool = Field(description="whether the critic's target takes its action from a slowly following actor")
 
     @model_validator(mode="after")
@@ -70,12 +71,18 @@ class OM2P(Algorithm):
 
     def __init__(self, team: Team, config: NetworkConfig, options: OM2POptions, streams: SeedStreams):
         super().__init__(team, config, options, streams)
-        self.policy = self.actor = FlowActor(streams, team, config, options.one_step)
         if options.eta > 0:
             needs_continuous(
                 team, "OM2P's guidance, a gradient of Q by the action,", "vgm2p, bc-flow, ma-sfbc and ma-cql can"
             )
-            self.critic = TwinCritic(streams, team, config)
+        if options.candidates > 1:
+            self.policy = BestOfFlowActor(streams, team, config, options.one_step, options.candidates)
+            self.actor, self.critic = self.policy.flow, self.policy.critic
+        else:
+            self.policy = self.actor = FlowActor(streams, team, config, options.one_step)
+            if options.eta > 0:
+                self.critic = TwinCritic(streams, team, config)
+        if self.critic is not None:
             self.critic_target: TwinCritic = target_of(self.critic)
             self.targets = [(self.critic_target, self.critic)]
             self.actor_target: FlowActor = self.actor

@@ -20,6 +20,7 @@ DISCRETE = [name for name in RECIPES if name.startswith(("bc", "ma-cql", "ma-sfb
 
 _SMALL = ["network.hidden=[16,16]", "optimizer.batch_size=8"]
 _SMALL_OF = {
+    "om2p": ["options.candidates=1"],  # the policy is the network that learns; tests of the choice ask for it
     "ma-sfbc": [
         "options.behavior_share=0.5",
         "options.score_hidden=[16,16]",

@@ -26,6 +26,7 @@ from om2p_train.team import Team
 NETWORK = NetworkConfig.model_validate({"hidden": (8,), "activation": "gelu", "critic_layer_norm": True})
 ARCHITECTURE = {
     "flow": {"one_step": "eps+u"},
+    "best-of-flow": {"one_step": "eps+u", "candidates": 3},
     "diffusion": {
         "score_hidden": [8], "time_features": 4, "solver_evaluations": 3, "candidates": 3, "sharpness": 2.0
     },
@@ -74,7 +75,9 @@ def test_a_graph_gives_what_the_environment_takes(kind, discrete):
         np.testing.assert_allclose(alone(obs, *(value[index] for value in inputs[1:])).numpy(), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "discrete"), [("flow", False), ("greedy", True), ("diffusion", False)])
+@pytest.mark.parametrize(
+    ("kind", "discrete"), [("flow", False), ("best-of-flow", False), ("greedy", True), ("diffusion", False)]
+)
 @pytest.mark.parametrize("agent", [None, "agent_2"])
 @pytest.mark.parametrize("form", list(Format))
 def test_a_file_acts_as_the_policy_at_any_batch_size(kind, discrete, agent, form, tmp_path):

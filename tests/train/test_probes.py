@@ -345,6 +345,24 @@ def test_values_move_every_generative_policy_to_the_better_mode(name, settings):
     assert _shares(samples)[1] > 0.9
 
 
+def test_the_best_of_several_candidates_is_the_better_mode_without_guidance():
+    samples, _ = _samples_of("om2p", _two_modes(slope=1.0), 1000, "options.eta=0", "options.candidates=8")
+    assert _shares(samples)[1] > 0.9
+
+
+def test_a_candidate_is_drawn_as_without_choice_and_taken_by_its_value():
+    algorithm = make_algorithm("om2p", _two_modes(slope=1.0), [0, 1], "options.candidates=5")
+    policy = algorithm.policy
+    obs = torch.zeros(2, 50, 1)
+    eps = SeedStreams([0, 1], SAMPLING).normal(1, 50, policy.noise_dim)
+    with torch.no_grad():
+        taken = policy.act(obs, eps)
+        candidates = torch.stack([policy.flow.act(obs, one) for one in eps.split(1, -1)], 2)  # [K, B, 5, 1]
+        values = torch.stack([policy.critic(obs, one).mean(1) for one in candidates.unbind(2)], 2)
+    best = values.argmax(-1)[..., None, None]
+    torch.testing.assert_close(taken, candidates.gather(2, best).squeeze(2))
+
+
 def test_vgm2ps_guidance_weight_sharpens_the_condition():
     """Rewards favour the right mode only on average: w carries samples there beyond what the condition alone does."""
     rng = np.random.default_rng(0)
