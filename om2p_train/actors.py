@@ -43,6 +43,8 @@ class Actor(nn.Module, abc.ABC):
         noise_dim: Z, how many normal numbers one action needs.
         space: where actions live.
         obs_mean, obs_scale: what observations are standardised with, [K, 1, O]; 0 and 1 unless the data say otherwise.
+        noise_scale: what the noise is multiplied by where the policy acts; a flow acts with the middle of what it has
+            learned at 0.
     """
 
     kind: ClassVar[str]
@@ -50,6 +52,7 @@ class Actor(nn.Module, abc.ABC):
     space: ActionSpace
     obs_mean: Tensor
     obs_scale: Tensor
+    noise_scale: float = 1.0
 
     def __init__(self, streams: SeedStreams, team: Team, config: NetworkConfig, **architecture: Any):
         super().__init__()
@@ -69,7 +72,7 @@ class Actor(nn.Module, abc.ABC):
 
     def act(self, obs: Tensor, eps: Tensor) -> Tensor:
         """obs [K, B, O] as the worlds give them, eps ~ N(0, I) [K, B, Z] -> actions [K, B, A]."""
-        return self((obs - self.obs_mean) / self.obs_scale, eps)
+        return self((obs - self.obs_mean) / self.obs_scale, self.noise_scale * eps)
 
     @abc.abstractmethod
     def forward(self, obs: Tensor, eps: Tensor) -> Tensor:
@@ -81,14 +84,23 @@ class FlowActor(Actor):
 
     Args: as `Actor`, and
         one_step: form of the one-step action.
+        noise_scale: see `Actor`.
     """
 
     kind = "flow"
 
-    def __init__(self, streams: SeedStreams, team: Team, config: NetworkConfig, one_step: OneStep | str):
+    def __init__(
+        self,
+        streams: SeedStreams,
+        team: Team,
+        config: NetworkConfig,
+        one_step: OneStep | str,
+        noise_scale: float = 1.0,
+    ):
         self.one_step = OneStep(one_step)
-        super().__init__(streams, team, config, one_step=self.one_step.value)
+        super().__init__(streams, team, config, one_step=self.one_step.value, noise_scale=noise_scale)
         self.noise_dim = team.act_dim
+        self.noise_scale = noise_scale
         self.net = flow_network(streams, team, config, team.obs_dim + 2)
 
     def forward(self, obs: Tensor, eps: Tensor) -> Tensor:
@@ -108,10 +120,17 @@ class BestOfFlowActor(Actor):
     kind = "best-of-flow"
 
     def __init__(
-        self, streams: SeedStreams, team: Team, config: NetworkConfig, one_step: OneStep | str, candidates: int
+        self,
+        streams: SeedStreams,
+        team: Team,
+        config: NetworkConfig,
+        one_step: OneStep | str,
+        candidates: int,
+        noise_scale: float = 1.0,
     ):
-        super().__init__(streams, team, config, one_step=OneStep(one_step).value, candidates=candidates)
-        self._candidates = candidates
+        architecture = {"one_step": OneStep(one_step).value, "candidates": candidates, "noise_scale": noise_scale}
+        super().__init__(streams, team, config, **architecture)
+        self._candidates, self.noise_scale = candidates, noise_scale
         self.noise_dim = candidates * team.act_dim
         self.flow = FlowActor(streams, team, config, one_step)
         self.flow.space = self.space  # one of them, whoever narrows it

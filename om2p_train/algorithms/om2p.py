@@ -1,7 +1,7 @@
 """OM2P: a mean-flow policy with one-step actions, guided by Q ("Offline Multi-Agent Mean-Flow Policy").
 
 Three presets, each a recipe made of the options below:
-om2p            ordered times, exact derivative, adaptive weight (our default);
+om2p            ordered times, exact derivative, adaptive weight; acts with the best of several candidates (default);
 om2p-paper      the paper's text as float32 executes it: r = 1 - t from one draw, du/dr = 0;
 om2p-released   the authors' code: independent times, du/dr = 0, the network's raw output as action, no target actor.
 """
@@ -52,6 +52,8 @@ class OM2POptions(Options):
     adaptive_power: float = Field(ge=0, le=1, description="p of the adaptive weight; 0 is the plain squared error")
     one_step: OneStep = Field(description="what is clipped to be the action; Eq. 3 has eps+u")
     candidates: PositiveInt = Field(description="one-step actions drawn to act, of which the one of highest Q is taken")
+    noise_scale: float = Field(ge=0, description="of the noise where the policy acts; 0: the middle of what it learned")
+    averaged: bool = Field(description="whether the slowly following networks act, instead of those that learn")
     target_actor: bool = Field(description="whether the critic's target takes its action from a slowly following actor")
 
     @model_validator(mode="after")
@@ -75,20 +77,25 @@ class OM2P(Algorithm):
             needs_continuous(
                 team, "OM2P's guidance, a gradient of Q by the action,", "vgm2p, bc-flow, ma-sfbc and ma-cql can"
             )
+        acting = (streams, team, config, options.one_step)
         if options.candidates > 1:
-            self.policy = BestOfFlowActor(streams, team, config, options.one_step, options.candidates)
+            self.policy = BestOfFlowActor(*acting, options.candidates, options.noise_scale)
             self.actor, self.critic = self.policy.flow, self.policy.critic
         else:
-            self.policy = self.actor = FlowActor(streams, team, config, options.one_step)
+            self.policy = self.actor = FlowActor(*acting, options.noise_scale)
             if options.eta > 0:
                 self.critic = TwinCritic(streams, team, config)
+        self.actor_target: FlowActor = self.actor
+        if options.averaged or (options.target_actor and self.critic is not None):
+            self.actor_target = target_of(self.actor)
+            self.targets.append((self.actor_target, self.actor))
         if self.critic is not None:
             self.critic_target: TwinCritic = target_of(self.critic)
-            self.targets = [(self.critic_target, self.critic)]
-            self.actor_target: FlowActor = self.actor
-            if options.target_actor:
-                self.actor_target = target_of(self.actor)
-                self.targets.append((self.actor_target, self.actor))
+            self.targets.append((self.critic_target, self.critic))
+        if options.averaged and isinstance(self.policy, BestOfFlowActor):
+            self.policy.flow, self.policy.critic = self.actor_target, self.critic_target
+        elif options.averaged:
+            self.policy = self.actor_target
         self._times = TimeDistribution(options.xi, streams.device)
 
     def draw(self, streams: SeedStreams, batch_size: int) -> Noise:
@@ -103,7 +110,8 @@ class OM2P(Algorithm):
 
     def critic_loss(self, batch: Batch, noise: Noise) -> Tensor:
         with torch.no_grad():
-            next_actions = self.actor_target(batch.next_obs, noise["eps_next"])
+            actor = self.actor_target if self.options.target_actor else self.actor
+            next_actions = actor(batch.next_obs, noise["eps_next"])
             next_value = self.critic_target(batch.next_obs, next_actions).mean(1)  # [K, B]: the mean, not the minimum
         values = self.critic(batch.obs, batch.actions)
         return temporal_difference_loss(values, batch, next_value, self.options.gamma)

@@ -26,7 +26,7 @@ from om2p_train.team import Team
 NETWORK = NetworkConfig.model_validate({"hidden": (8,), "activation": "gelu", "critic_layer_norm": True})
 ARCHITECTURE = {
     "flow": {"one_step": "eps+u"},
-    "best-of-flow": {"one_step": "eps+u", "candidates": 3},
+    "best-of-flow": {"one_step": "eps+u", "candidates": 3, "noise_scale": 0.5},
     "diffusion": {
         "score_hidden": [8], "time_features": 4, "solver_evaluations": 3, "candidates": 3, "sharpness": 2.0
     },
