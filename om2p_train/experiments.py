@@ -233,9 +233,9 @@ def _results(cells: Sequence[TrainJob], belonging: Mapping[Path, Sequence[Run]])
         if changed:
             earlier[changed].append(cell.recipe_name)
     if earlier:
-        count = sum(map(len, earlier.values()))
+        count = f"{sum(map(len, earlier.values()))} of {len(runs) - len(absent)} runs"
         which = (f"{', '.join(dict.fromkeys(names))} ({', '.join(keys)})" for keys, names in earlier.items())
-        remarks.append(f"{count} runs were made with an earlier form of their recipe: {'; '.join(which)}")
+        remarks.append(f"{count} were made with an earlier form of their recipe: {'; '.join(which)}")
     return replace(assemble(runs, absent), remarks=tuple(remarks))
 
 

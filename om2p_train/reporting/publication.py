@@ -31,6 +31,9 @@ _RUNS = "runs"  # folder of an experiment's runs
 _VERSIONS = ("om2p", "torch")  # of the packages that decide numbers
 
 
+_Linked = Callable[[Mapping[str, Draw]], list[str]]  # figures by name -> links to them
+
+
 @dataclass(frozen=True)
 class _Chapter:
     """An experiment at a scale.
@@ -130,7 +133,7 @@ def _top(places: Sequence[Path], page: Path) -> list[str]:
     return [
         "# Results",
         "The papers' tables and figures from our own runs. A program wrote this page and its figures from the runs "
-        f"recorded in {listed}; nothing was added by hand. It is written again, and anew after more runs, by",
+        f"recorded in {listed}; nothing was added by hand. The same command writes it again, also after more runs:",
         f"```bash\n{shlex.join(command)}\n```",
     ]
 
@@ -166,8 +169,8 @@ def _section(chapter: _Chapter, pictures: str, drawn: dict[str, Draw]) -> str:
         f"{chapter.experiment.title} ({chapter.experiment.source}).",
     ]
 
-    def show(figures: Mapping[str, Draw]) -> list[str]:
-        files = {f"{chapter.name}-{chapter.scale}-{name}": draw for name, draw in figures.items()}
+    def show(some: Mapping[str, Draw]) -> list[str]:
+        files = {f"{chapter.name}-{chapter.scale}-{name}": draw for name, draw in some.items()}
         drawn.update(files)
         return [f"![{file}]({pictures}/{file}.png)" for file in files]
 
@@ -183,10 +186,8 @@ def _without(part: Part, results: Results) -> str:
     return f"{_sentence(part.title)}: all {len(results.gaps)} runs are missing."
 
 
-def _part(
-    part: Part, chapter: _Chapter, results: Results, show: Callable[[Mapping[str, Draw]], list[str]]
-) -> list[str]:
-    """A part's tables, each followed by what its runs were, figures and remarks. `show`: figures as links to them."""
+def _part(part: Part, chapter: _Chapter, results: Results, show: _Linked) -> list[str]:
+    """A part's tables, each followed by what its runs were, figures and remarks."""
     laid = papers.lay(part, chapter.experiment, results)
     made = _made(results)
     blocks = [f"### {_sentence(part.title)}", _titled(laid.table), made, *show(laid.figures)]

@@ -138,10 +138,9 @@ def standing(results: Results, published: Published | None = None) -> Table:
         data = _above((run.final, run.dataset_return) for run in runs)
         rows.append((method, *data, *_above((run.final, value[0]) for run, value in theirs if value)))
     header = ("method", "above the data", "apart from it", "above the published", "apart from that")
-    note = (
-        "above: data sets on which the mean over seeds is above the data set's mean return, and above the number "
-        "published of the same method, where there is one; apart: where the lower end of its 95% interval is"
-    )
+    note = "above: the mean over seeds is above the data set's mean return"
+    note += ", or the number published of the same method" if any((published or {}).values()) else ""
+    note += "; apart: the lower end of its 95% interval is, too"
     return Table("Data sets on which a method is above", header, tuple(rows), note)
 
 
