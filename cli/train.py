@@ -11,6 +11,7 @@ import typer
 from . import policies
 from .bench import bench
 from .common import Quiet, Settings, guarded, parse_seeds
+from .publish import publish
 from .reproduce import reproduce
 from .sweep import sweep
 
@@ -117,10 +118,17 @@ def run(
 
 @app.command("report")
 def report_(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders with some below, such as a sweep's.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders, folders with some below, such as a sweep's, or files of records (runs.jsonl)."
+        ),
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for report.html, table.md, table.tex, results.csv, and the figures as PNG and PDF."),
+        typer.Option(
+            help="Folder for report.html, table.md, table.tex, results.csv, runs.jsonl, and the figures as PNG and PDF."
+        ),
     ] = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Results",
 ) -> None:
@@ -146,7 +154,7 @@ def recipes() -> None:
         print(name)
 
 
-for _command in (sweep, reproduce, policies.evaluate, policies.render, policies.export, bench):
+for _command in (sweep, reproduce, publish, policies.evaluate, policies.render, policies.export, bench):
     app.command()(_command)
 
 

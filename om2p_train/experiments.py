@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import enum
+import json
 import tomllib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from om2p_data.recipe import Record
 from om2p_data.tiers import Tier
 from om2p_train import sweep
 from om2p_train.config import Scale
+from om2p_train.recorded_run import Run, planned
+from om2p_train.results import Results, assemble, flat
 from om2p_train.sweep import Job, SweepRecipe, TrainJob
 
 _FOLDER, _PROTOCOLS = "paper", "protocols.toml"  # of the bundled recipes
@@ -29,6 +34,7 @@ class Show(enum.Enum):
     COST = "cost"  # seconds and memory of each method
     AXIS = "axis"  # return against one key of the recipe
     BARS = "bars"  # each method's average over the data sets
+    CHOICE = "choice"  # data sets by variants of one recipe, of which the best is chosen
 
 
 class Part(Record):
@@ -50,9 +56,11 @@ class Part(Record):
     variants: dict[str, tuple[str, ...]] = Field(default={"": ()}, min_length=1)
 
     @model_validator(mode="after")
-    def _axis_where_shown(self) -> Part:
+    def _fits_its_show(self) -> Part:
         if (self.axis is not None) != (self.show is Show.AXIS):
             raise ValueError("a part has an axis where show = 'axis', and only there")
+        if self.show is Show.CHOICE and (len(self.algorithms) > 1 or len(self.variants) < 2):
+            raise ValueError("where show = 'choice', a part has one algorithm and two variants or more")
         return self
 
 
@@ -99,13 +107,18 @@ def read(name: str) -> Experiment:
     return recipe.fill(Experiment, tables, label)
 
 
+def scales() -> list[str]:
+    """Names of the scales of reproduction, the smallest first."""
+    return list(_protocols())
+
+
 def protocol(name: str) -> Protocol:
     """A scale of reproduction: `cpu`, `paper` or `strict`.
 
     Raises:
         UserError: there is none of that name.
     """
-    tables: dict[str, Any] = tomllib.loads(recipe.bundled_text(_PROTOCOLS))
+    tables = _protocols()
     if name not in tables:
         raise unknown("scale", name, tables)
     return recipe.fill(Protocol, tables[name], _PROTOCOLS, name)
@@ -161,6 +174,79 @@ def jobs(
         every |= {job.name: job for job in found}
         cells[part.name] = [job for job in found if isinstance(job, TrainJob)]
     return sorted(every.values(), key=lambda job: isinstance(job, TrainJob)), cells
+
+
+def assign(
+    parts: Sequence[Part], amount: Protocol, runs: Sequence[Run]
+) -> tuple[list[tuple[Part, Results]], list[Run]]:
+    """Runs from anywhere as those of an experiment: neither their folders nor any data are needed.
+
+    A run belongs to a cell that has its data set, recipe, scale and settings. Of several the one with most seeds
+    counts, of as many the latest, and the results say so; they also say whose recipe is another one today.
+
+    Args:
+        parts: of the experiment.
+        amount: the scale of reproduction.
+        runs: finished ones.
+
+    Returns:
+        The results of each part, cells without a run being gaps; and the runs that belong to no cell.
+
+    Raises:
+        UserError: runs of a part learned from different contents of a data set.
+    """
+    _, cells = jobs(parts, amount, Path())
+    every = [cell for part in parts for cell in cells[part.name]]
+    belonging = {cell.folder: [run for run in runs if _belongs(run, cell)] for cell in every}
+    used = {id(run) for some in belonging.values() for run in some}
+    found = [(part, _results(cells[part.name], belonging)) for part in parts]
+    return found, [run for run in runs if id(run) not in used]
+
+
+def _belongs(run: Run, cell: TrainJob) -> bool:
+    own = (run.dataset, run.name, run.scale, {*run.settings})
+    return own == (cell.dataset_id, cell.recipe_name, cell.scale.value, {*cell.settings})
+
+
+def _results(cells: Sequence[TrainJob], belonging: Mapping[Path, Sequence[Run]]) -> Results:
+    """Results of cells. `belonging`: by a cell's folder, the runs to choose from."""
+    runs: list[Run] = []
+    absent: dict[Path, str] = {}
+    remarks: list[str] = []
+    earlier: dict[tuple[str, ...], list[str]] = defaultdict(list)  # changed keys -> recipes
+    for cell in cells:
+        fitting = sorted(belonging[cell.folder], key=lambda run: (len(run.facts.seeds), run.facts.started))
+        if not fitting:
+            name = (cell.folder, cell.recipe_name, cell.dataset_id)
+            runs.append(planned(*name, cell.settings, cell.scale.value, cell.recipe))
+            absent[cell.folder] = "no run"
+            continue
+        run = fitting[-1]
+        runs.append(run)
+        if len(fitting) > 1:
+            seeds = ", ".join(map(str, run.facts.seeds))
+            remarks.append(
+                f"{cell.label} on {cell.dataset_id} was run {len(fitting)} times: the run of seeds {seeds}, started "
+                f"{run.facts.started}, is shown"
+            )
+        changed = _changed(run.recipe, cell.recipe)
+        if changed:
+            earlier[changed].append(cell.recipe_name)
+    if earlier:
+        count = f"{sum(map(len, earlier.values()))} of {len(runs) - len(absent)} runs"
+        which = (f"{', '.join(dict.fromkeys(names))} ({', '.join(keys)})" for keys, names in earlier.items())
+        remarks.append(f"{count} were made with an earlier form of their recipe: {'; '.join(which)}")
+    return replace(assemble(runs, absent), remarks=tuple(remarks))
+
+
+def _changed(recipe: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys in which a recipe, as it was written down, differs from what it is now."""
+    before, after = dict(flat(recipe)), dict(flat(json.loads(json.dumps(now))))
+    return tuple(sorted(key for key in before | after if before.get(key) != after.get(key)))
+
+
+def _protocols() -> dict[str, Any]:
+    return tomllib.loads(recipe.bundled_text(_PROTOCOLS))
 
 
 def _sweep(part: Part, amount: Protocol) -> SweepRecipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -179,8 +179,17 @@ def _facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _checked(folder: Path, facts: dict[str, Any], read: Callable[..., _T], *arguments: Any) -> _T:
-    """What `read` returns; where it meets something unexpected, one line that says where that may come from."""
+def checked(place: str, facts: Mapping[str, Any], read: Callable[..., _T], *arguments: Any) -> _T:
+    """What `read` returns; where it meets something unexpected, one line that says where that may come from.
+
+    Args:
+        place: where the run stands, for messages.
+        facts: what stands there, as far as it could be read.
+        read: called with `arguments`.
+
+    Raises:
+        UserError: the run is damaged, or another version wrote it.
+    """
     try:
         return read(*arguments)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -189,10 +198,10 @@ def _checked(folder: Path, facts: dict[str, Any], read: Callable[..., _T], *argu
         theirs = versions.get("om2p") if isinstance(versions, dict) else None
         if theirs not in (None, ours):
             raise UserError(
-                f"the run in {folder} was written by om2p {theirs} and cannot be read by {ours} ({what}): report it "
-                "with that version, or train it again"
+                f"{place} was written by om2p {theirs} and cannot be read by {ours} ({what}): report it with that "
+                "version, or train it again"
             ) from error
-        raise UserError(f"the run in {folder} is damaged: {what}") from error
+        raise UserError(f"{place} is damaged: {what}") from error
 
 
 def read_any(folder: Path) -> Run:
@@ -201,9 +210,36 @@ def read_any(folder: Path) -> Run:
     Raises:
         UserError: not a run folder, its files are damaged, or another version wrote them.
     """
-    raw = _facts(folder)
-    facts = _checked(folder, raw, Facts.model_validate, raw)
-    return _checked(folder, raw, _read if facts.finished else _unfinished, folder, facts)
+    raw, place = _facts(folder), f"the run in {folder}"
+    facts = checked(place, raw, Facts.model_validate, raw)
+    return checked(place, raw, _read if facts.finished else _unfinished, folder, facts)
+
+
+def with_returns(
+    folder: Path, facts: Facts, updates: Sequence[int], returns: Sequence[Sequence[float]], source: str
+) -> Run:
+    """A finished run.
+
+    Args:
+        folder: where it lies.
+        facts: what stands in run.json.
+        updates: [U], when the policy was evaluated.
+        returns: [U, S].
+        source: where the returns stand, for messages.
+
+    Raises:
+        ValueError: returns are missing, or no numbers.
+    """
+    last = facts.recipe["run"]["updates"]
+    playable = facts.random_return_mean is not None or updates  # it is None where nobody can play
+    if playable and max(updates, default=0) != last:
+        raise ValueError(f"{source} does not reach update {last}")
+    if [len(row) for row in returns] != [len(facts.seeds)] * len(updates):
+        raise ValueError(f"{source} lacks returns of a seed")
+    found = np.array(returns)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{source} holds a return that is no number")
+    return _run(folder, facts, np.array(updates), found)
 
 
 def _read(folder: Path, facts: Facts) -> Run:
@@ -211,18 +247,12 @@ def _read(folder: Path, facts: Facts) -> Run:
     with (folder / EVALUATIONS_FILE).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             by_update[int(row["update"])][int(row["seed"])].append(float(row["return"]))
-    run = facts.recipe["run"]
-    if facts.random_return_mean is not None or by_update:  # it is None where nobody can play
-        whole = dict.fromkeys(facts.seeds, run["evaluation_episodes"])
-        for update, by_seed in by_update.items():
-            if {seed: len(found) for seed, found in by_seed.items()} != whole:
-                raise ValueError(f"{EVALUATIONS_FILE} lacks episodes of update {update}")
-        if max(by_update, default=0) != run["updates"]:
-            raise ValueError(f"{EVALUATIONS_FILE} does not reach update {run['updates']}")
-    returns = np.array([[np.mean(by_seed[seed]) for seed in facts.seeds] for by_seed in by_update.values()])
-    if not np.isfinite(returns).all():
-        raise ValueError(f"{EVALUATIONS_FILE} holds a return that is no number")
-    return _run(folder, facts, np.array(list(by_update)), returns)
+    whole = dict.fromkeys(facts.seeds, facts.recipe["run"]["evaluation_episodes"])
+    for update, by_seed in by_update.items():
+        if {seed: len(found) for seed, found in by_seed.items()} != whole:
+            raise ValueError(f"{EVALUATIONS_FILE} lacks episodes of update {update}")
+    returns = [[float(np.mean(by_seed[seed])) for seed in facts.seeds] for by_seed in by_update.values()]
+    return with_returns(folder, facts, list(by_update), returns, EVALUATIONS_FILE)
 
 
 def _unfinished(folder: Path, facts: Facts) -> Run:

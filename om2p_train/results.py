@@ -1,4 +1,4 @@
-"""What run folders say, for tables and figures: nothing that they do not contain."""
+"""What run folders and records say, for tables and figures: nothing that they do not contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from om2p_data.errors import UserError
 from om2p_data.recipe import parse_overrides
 from om2p_data.storage import parse_id
 from om2p_data.tiers import Tier
-from om2p_train import statistics
+from om2p_train import records, statistics
 from om2p_train.recorded_run import Run, read, read_any
 from om2p_train.run_folder import RUN_FILE
 
@@ -46,7 +46,7 @@ class Results:
 
     Attributes:
         runs: all of them, and labels: a name for each, the same for the same method on another data set.
-        gaps: what is missing; damaged: what could not be read.
+        gaps: what is missing; damaged: what could not be read; remarks: what else a reader must know.
         protocol: name of the scale of reproduction, if it was one.
     """
 
@@ -54,6 +54,7 @@ class Results:
     labels: tuple[str, ...]
     gaps: tuple[Gap, ...] = ()
     damaged: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     protocol: str = ""
 
     @property
@@ -119,7 +120,8 @@ class Results:
             lines.append(f"these runs were made by different versions of om2p: {made}")
         if len({run.scale for run in self.runs}) > 1:
             lines.append("runs of different scales stand beside each other")
-        lines += [f"left out: {why}" for why in self.damaged]
+        lines += [*(f"left out: {why}" for why in self.damaged), *self.remarks]
+        alike: dict[str, list[str]] = defaultdict(list)  # data sets of the same remark
         for dataset in self.datasets:
             counted = {
                 "seeds": {len(run.final) for run in self.of(dataset)},
@@ -128,7 +130,8 @@ class Results:
             }
             unequal = [f"{name} ({_listed(counts)})" for name, counts in counted.items() if len(counts) > 1]
             if unequal:
-                lines.append(f"{dataset}: methods have different numbers of {', '.join(unequal)}")
+                alike[f"methods have different numbers of {', '.join(unequal)}"].append(dataset)
+        lines += [f"{', '.join(found)}: {remark}" for remark, found in alike.items()]
         fewest = min((len(run.final) for run in self.runs), default=0)
         if fewest == 1:
             lines.append("a run of one seed has no interval, and tells nothing apart")
@@ -144,28 +147,21 @@ class Results:
 
 
 def gather(places: Sequence[Path]) -> Results:
-    """Read run folders, and all run folders below other folders.
+    """Read run folders, all run folders below other folders, and files of records.
 
     Args:
         places: run folders, which must be whole and finished; below any other folder, unfinished runs are reported as
-            gaps, and damaged ones in the notes.
+            gaps, and damaged ones in the notes; files of records.
 
     Raises:
-        UserError: a place holds no runs, a run that was named is damaged or not finished, none has finished, or runs
-            learned from different contents of a data set of the same name.
+        UserError: a place holds no runs, a run that was named or a record is damaged or not finished, none has
+            finished, two places have different runs of one folder, or runs learned from different contents of a data
+            set of the same name.
     """
-    found: dict[Path, Run] = {}
-    damaged: list[str] = []
-    for place in places:
-        if (place / RUN_FILE).is_file():
-            found[place.resolve()] = read(place)
-            continue
-        for folder in _below(place):
-            try:
-                found.setdefault(folder.resolve(), read_any(folder))
-            except UserError as error:
-                damaged.append(str(error))
-    every = list(found.values())
+    every, damaged = collect(places)
+    again = [folder for folder, count in Counter(run.folder.resolve() for run in every).items() if count > 1]
+    if again:
+        raise UserError(f"these are different runs of the same folder {again[0]}: report them apart")
     if not any(run.facts.finished for run in every):
         why = [*damaged, *(f"{run.folder} has not finished" for run in every)]
         raise UserError(f"none of these runs can be reported: {'; '.join(why)}")
@@ -173,6 +169,31 @@ def gather(places: Sequence[Path]) -> Results:
     datasets, methods = ({pair[index]: None for pair in present} for index in (0, 1))
     absent = [Gap(data, method, "no run") for data in datasets for method in methods if (data, method) not in present]
     return assemble(every, {run.folder: "not finished" for run in every if not run.facts.finished}, absent, damaged)
+
+
+def collect(places: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """All runs of places as `gather` takes them, each once, and what could not be read.
+
+    Raises:
+        UserError: a place holds no runs, or a run that was named or a record is damaged or not finished.
+    """
+    found: dict[tuple[Path, str], Run] = {}  # a folder may have had an earlier run when it was recorded
+    damaged: list[str] = []
+    for place in places:
+        if place.is_file():
+            runs = records.read(place)
+        elif (place / RUN_FILE).is_file():
+            runs = [read(place)]
+        else:
+            runs = []
+            for folder in _below(place):
+                try:
+                    runs.append(read_any(folder))
+                except UserError as error:
+                    damaged.append(str(error))
+        for run in runs:
+            found.setdefault((run.folder.resolve(), run.facts.started), run)
+    return list(found.values()), damaged
 
 
 def assemble(
@@ -242,20 +263,21 @@ def _named(name: str, values: dict[str, Any]) -> str:
 
 def _overrides(run: Run) -> dict[str, Any]:
     """Overrides by key, the last of each, and what else the command line decides."""
-    return {"scale": run.scale} | dict(_flat(parse_overrides(run.settings)))
+    return {"scale": run.scale} | dict(flat(parse_overrides(run.settings)))
 
 
 def _differing(run: Run, rivals: Sequence[Run]) -> dict[str, Any]:
-    own = dict(_flat(run.recipe))
+    own = dict(flat(run.recipe))
     return {
-        key: own[key] for key in sorted(own) if any(dict(_flat(other.recipe)).get(key) != own[key] for other in rivals)
+        key: own[key] for key in sorted(own) if any(dict(flat(other.recipe)).get(key) != own[key] for other in rivals)
     }
 
 
-def _flat(tables: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(tables: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Key, as `--set` takes it, and value of all that stands in nested tables."""
     for key, value in tables.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -263,7 +285,7 @@ def _flat(tables: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
 def _below(place: Path) -> list[Path]:
     """Run folders in a folder, however deep."""
     if not place.is_dir():
-        raise UserError(f"{place} does not exist" if not place.exists() else f"{place} is not a run folder")
+        raise UserError(f"{place} does not exist")
     found = []
     for folder, inside, files in os.walk(place):
         if RUN_FILE in files:

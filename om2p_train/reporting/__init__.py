@@ -1,4 +1,4 @@
-"""Tables, figures and pages from run folders. Nothing is shown that the folders do not contain."""
+"""Tables, figures and pages from runs. Nothing is shown that their folders or records do not contain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from om2p_data.inspect import page as pages
 from om2p_data.inspect.drawing import save_all
 from om2p_data.inspect.tables import Table
 from om2p_data.storage import reason, write_whole
+from om2p_train import records
+from om2p_train.records import RECORDS_FILE
 from om2p_train.reporting import figures, page, tables
 from om2p_train.reporting.page import Section
 from om2p_train.results import Results
@@ -38,7 +40,7 @@ def write(
 
     Args:
         results: what they show.
-        folder: for table.md, table.tex, results.csv, the figures as PNG and PDF, and report.html.
+        folder: for table.md, table.tex, results.csv, runs.jsonl, the figures as PNG and PDF, and report.html.
         title: of the page.
         main: tables to write as table.tex, and as the first of table.md; by default that of the returns.
         first: sections of the page to stand before the usual ones.
@@ -68,5 +70,6 @@ def write(
         except OSError as error:
             raise UserError(f"cannot write {folder / name}: {reason(error)}") from error
         paths.append(folder / name)
+    records.write(results.runs, folder / RECORDS_FILE)
     pages.write(page.render(title, results, first), folder / "report.html")
-    return [*paths, *drawn, folder / "report.html"]
+    return [*paths, folder / RECORDS_FILE, *drawn, folder / "report.html"]

@@ -65,6 +65,8 @@ def returns(results: Results, theme: Theme = LIGHT) -> Figure:
     with styled(theme):
         datasets = [data for data in results.datasets if any(run.played for run in results.of(data))]
         figure, panels = split(len(datasets), height=1.0 + 0.28 * len(results.methods), same_rows=True)
+        names = max(map(len, results.methods)) / _LETTERS_PER_INCH  # beside the panels, not out of their width
+        figure.set_figwidth(figure.get_figwidth() + names)
         colors = _colors(results.methods, theme)
         for dataset, axes in zip(datasets, panels, strict=True):
             for row, method in enumerate(results.methods):

@@ -27,7 +27,7 @@ from om2p_train.results import Compared, Results, assemble
 
 
 @dataclass(frozen=True)
-class _Laid:
+class Laid:
     """A part as table and figure; the figure's name is that of its file."""
 
     table: Table
@@ -52,7 +52,7 @@ def write(
         UserError: the folder cannot be written.
     """
     found = [(part, replace(results, protocol=scale)) for part, results in found]
-    laid = [(part, _lay(part, experiment, results)) for part, results in found if results.runs]
+    laid = [(part, lay(part, experiment, results)) for part, results in found if results.runs]
     whole = replace(_whole(results for _, results in found), protocol=scale)
     if not laid:
         return reporting.text(whole), []
@@ -84,27 +84,46 @@ def _whole(found: Iterable[Results]) -> Results:
     return assemble(list(runs.values()), {}, list(dict.fromkeys(gaps)))
 
 
-def _lay(part: Part, experiment: Experiment, results: Results) -> _Laid:
+def lay(part: Part, experiment: Experiment, results: Results) -> Laid:
+    """A part's runs, of which there is one at least, as its table and figures."""
     note = f"{experiment.source}: {part.claim}" if part.claim else ""
     if part.show is Show.TABLE:
-        published = {dataset: _published(experiment, dataset) for dataset in results.datasets}
-        return _Laid(tables.grid(results, published, experiment.source), {})
+        return Laid(tables.grid(results, published(experiment, results), experiment.source), {})
     if part.show is Show.COST:
-        return _Laid(tables.costs(results, experiment.published_cost, experiment.source), {})
+        return Laid(tables.costs(results, experiment.published_cost, experiment.source), {})
     if part.show is Show.AXIS:
         assert part.axis is not None  # checked when it was read
         table = _noted(along_table(results, part.axis), note)
-        return _Laid(table, {part.name: partial(along, results, part.axis, part.title)})
+        return Laid(table, {part.name: partial(along, results, part.axis, part.title)})
+    if part.show is Show.CHOICE:
+        return Laid(_noted(choice_table(results), note), {part.name: partial(figures.returns, results)})
     compared = results.compared()
     if compared is None:  # an average over what happens to be there would compare nothing
-        return _Laid(_noted(tables.grid(results), note), {})
+        return Laid(_noted(tables.grid(results), note), {})
     table = _noted(averages_table(results, compared), note)
-    return _Laid(table, {part.name: partial(averages, results, compared, part.title)})
+    return Laid(table, {part.name: partial(averages, results, compared, part.title)})
 
 
-def _published(experiment: Experiment, dataset: str) -> Mapping[str, Sequence[float]]:
-    known = parse_id(dataset)
-    return experiment.published.get(known.task, {}).get(Tier(known.tier), {})
+def published(experiment: Experiment, results: Results) -> tables.Published:
+    """The experiment's numbers for the data sets of the results."""
+    known = {dataset: parse_id(dataset) for dataset in results.datasets}
+    return {
+        dataset: experiment.published.get(parts.task, {}).get(Tier(parts.tier), {}) for dataset, parts in known.items()
+    }
+
+
+def choice_table(results: Results) -> Table:
+    """Final returns, data sets by variants of one recipe; the highest mean of each data set is the choice."""
+    rows = []
+    for dataset in results.datasets:
+        runs = {method: results.cell(dataset, method) for method in results.methods}
+        final = {method: run.final for method, run in runs.items() if run is not None}
+        best = max(final, key=lambda method: final[method].mean())
+        cells = [tables.marked(final[name], best=name == best) if name in final else "" for name in results.methods]
+        rows.append((tables.short(dataset), f"{results.of(dataset)[0].dataset_return:.1f}", *cells))
+    header = ("data set", "data", *(method.partition(", ")[2] or "as it is" for method in results.methods))
+    note = f"scale {results.scales}; mean ± std over seeds; bold: the highest mean, which is the choice"
+    return Table(f"Variants of {results.runs[0].name}", header, tuple(rows), note)
 
 
 def along_table(results: Results, key: str) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
@@ -51,8 +51,7 @@ def grid(results: Results, published: Published | None = None, source: str = "")
         cells = [short(dataset), f"{results.of(dataset)[0].dataset_return:.1f}"]
         for method, also in columns:
             run = runs[method]
-            text = "" if run is None or not run.played else spread(run.final)
-            cells.append(f"{_BOLD}{text}{_BOLD}" if method in best else text)
+            cells.append("" if run is None or not run.played else marked(run.final, best=method in best))
             if also:
                 cells.append(_spread_published((published or {}).get(dataset, {}).get(_recipe_name(method))))
         rows.append(tuple(cells))
@@ -128,6 +127,21 @@ def improvement(results: Results) -> Table | None:
     return Table(
         "Probability of improvement", ("X", "Y", "P(X > Y)", "95% interval"), tuple(rows), note, text_columns=2
     )
+
+
+def standing(results: Results, published: Published | None = None) -> Table:
+    """On how many data sets each method's final policies are above the data, and above what is published of it."""
+    rows = []
+    for method in results.methods:
+        runs = [run for dataset in results.datasets if (run := results.cell(dataset, method)) and run.played]
+        theirs = [(run, (published or {}).get(run.dataset, {}).get(_recipe_name(method))) for run in runs]
+        data = _above((run.final, run.dataset_return) for run in runs)
+        rows.append((method, *data, *_above((run.final, value[0]) for run, value in theirs if value)))
+    header = ("method", "above the data", "apart from it", "above the published", "apart from that")
+    note = "above: the mean over seeds is above the data set's mean return"
+    note += ", or the number published of the same method" if any((published or {}).values()) else ""
+    note += "; apart: the lower end of its 95% interval is, too"
+    return Table("Data sets on which a method is above", header, tuple(rows), note)
 
 
 def costs(results: Results, published: Mapping[str, Sequence[float]] | None = None, source: str = "") -> Table:
@@ -262,6 +276,11 @@ def latex(table: Table) -> str:
     )
 
 
+def marked(values: np.ndarray, *, best: bool) -> str:
+    """Mean ± standard deviation, marked where it is the best of its row."""
+    return f"{_BOLD}{spread(values)}{_BOLD}" if best else spread(values)
+
+
 def plain(cell: str) -> str:
     """A cell without marks."""
     return cell.removeprefix(_BOLD).removesuffix(_BOLD)
@@ -312,6 +331,17 @@ def bounds(estimate: Estimate | None) -> tuple[str, str]:
         return "", ""
     bounds = "" if estimate.low is None else f"{estimate.low:.1f} to {estimate.high:.1f}"
     return f"{estimate.value:.1f}", bounds
+
+
+def _above(pairs: Iterable[tuple[np.ndarray, float]]) -> tuple[str, str]:
+    """How many means, and how many lower ends of their intervals, lie above a level; empty where there is none."""
+    found = [(statistics.mean([values]), level) for values, level in pairs]
+    above = sum(estimate.value > level for estimate, level in found)
+    apart = [estimate.low > level for estimate, level in found if estimate.low is not None]
+    return (
+        f"{above} of {len(found)}" if found else "",
+        f"{sum(apart)} of {len(found)}" if found and len(apart) == len(found) else "",
+    )
 
 
 def _share(estimate: Estimate) -> tuple[str, str]:

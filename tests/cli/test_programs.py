@@ -48,7 +48,8 @@ def help_of(program: str, *command: str) -> str:
             "--dataset --algo --seeds --scale --device --set --out --root --overwrite --tensorboard --threads "
             "--quiet 0-4 0,2,5 cpu paper cuda",
         ),
-        ("om2p-train", ["report"], "RUNS --out --title report.html table.md table.tex results.csv PNG PDF"),
+        ("om2p-train", ["report"], "RUNS --out --title report.html table.md table.tex results.csv runs.jsonl PNG PDF"),
+        ("om2p-train", ["publish"], "FOLDERS --out reproduce runs.jsonl RESULTS.md"),
         ("om2p-train", ["reproduce"], "NAME --scale --tasks --tiers --seeds --engine --list table1 vgm2p strict"),
         ("om2p-train", ["render"], "POLICY --out --seed --episodes --max-steps GIF"),
     ],

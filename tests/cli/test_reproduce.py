@@ -69,7 +69,7 @@ def test_a_table_from_nothing_and_given_again(run: Run, here: Path, tiny: None) 
     assert "| 123.4 ± 5.6 |" in made.out
     folder = here / "reproduce" / "tiny-cpu"
     assert "A tiny table (A paper), scale cpu" in (folder / "report.html").read_text()
-    assert {"runs", "logs", "table.md", "table.tex", "results.csv", "curves.png"} <= {*os.listdir(folder)}
+    assert {"runs", "logs", "table.md", "table.tex", "results.csv", "runs.jsonl", "curves.png"} <= {*os.listdir(folder)}
     times = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
     again = run("om2p-train", "reproduce", "tiny")
     assert again.code == 0

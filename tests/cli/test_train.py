@@ -133,7 +133,7 @@ def test_report_refuses(run: Run, here: Path) -> None:
 
     fails(r"datasets is not a run folder and holds none: no run\.json there or below", "datasets")
     fails(r"missing does not exist", "runs/bc", "missing")
-    fails(r"file is not a run folder", "file")
+    fails(r"file holds no run records", "file")
     shutil.copytree("runs/bc", bad)
     rewrite_facts(bad, dataset_hash="other")
     fails(

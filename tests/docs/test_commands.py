@@ -82,6 +82,7 @@ PARSED = {
     ("--scale", "paper"): "takes days on a CPU",
     ("--engine", "ray"): "needs a cluster; tests/train/test_ray_engine.py has one",
     ("reproduce",): "takes hours; tests/cli/test_reproduce.py runs it",
+    ("publish",): "needs the runs of an experiment; tests/train/test_publication.py has some",
     ("bench",): "measures the machine at length; tests/cli/test_bench.py runs it",
     ("--wandb",): "sends to Weights & Biases",
 }

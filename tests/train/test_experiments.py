@@ -7,10 +7,12 @@ import pytest
 from om2p_data.envs import TASKS
 from om2p_data.errors import UserError
 from om2p_data.tiers import Tier
-from om2p_train import config, experiments
+from om2p_train import config, experiments, recorded_run
 from om2p_train.config import Scale
 from om2p_train.experiments import Experiment
 from om2p_train.sweep import DataJob, TrainJob
+
+from .written_runs import write_run
 
 SCALES = {"cpu": (Scale.CPU, 3, 100_000), "paper": (Scale.PAPER, 5, 1_000_000), "strict": (Scale.PAPER, 10, 1_000_000)}
 
@@ -23,10 +25,11 @@ def test_an_experiment_expands_at_every_scale(name, scale, tmp_path):
     assert len({job.name for job in jobs}) == len(jobs)
     assert set(cells) == {part.name for part in experiment.part}
     own, seeds, transitions = SCALES[scale]
+    asked = {len(part.seeds) if part.seeds else seeds for part in experiment.part}
     for job in jobs:
         if isinstance(job, TrainJob):
             assert job.scale is own
-            assert len(job.seeds) == (1 if name == "table2" else seeds)
+            assert len(job.seeds) in asked
             assert {need in {other.name for other in jobs} for need in job.needs} == {True}
         elif isinstance(job, DataJob) and job.tier is not Tier.MEDIUM_REPLAY:
             assert job.transitions == transitions
@@ -93,3 +96,31 @@ def test_bad_experiments_are_refused():
     part = {"name": "a", "title": "a", "show": "table", "axis": "options.eta", "tasks": ["cn"], "tiers": ["medium"]}
     with pytest.raises(ValueError, match="an axis where show = 'axis', and only there"):
         Experiment.model_validate({"title": "a", "source": "b", "part": [part | {"algorithms": ["bc"]}]})
+
+
+def test_a_choice_is_among_variants_of_one_algorithm():
+    part = {"name": "a", "title": "a", "show": "choice", "tasks": ["cn"], "tiers": ["medium"], "algorithms": ["bc"]}
+    two = {"variants": {"a": [], "b": ["run.updates=1"]}}
+    for changes in ({}, two | {"algorithms": ["bc", "om2p"]}):
+        with pytest.raises(ValueError, match="one algorithm and two variants or more"):
+            Experiment.model_validate({"title": "a", "source": "b", "part": [part | changes]})
+    Experiment.model_validate({"title": "a", "source": "b", "part": [part | two]})
+
+
+def test_runs_go_to_the_cells_that_ask_for_them(tmp_path):
+    """eta by data set, recipe, scale and the variant's setting; other runs belong nowhere."""
+    (part,) = experiments.read("figure3").part
+    words = {"task": "world", "tier": "expert", "settings": ["options.eta=10.0"]}
+    right = recorded_run.read(write_run(tmp_path / "right", "om2p", **words))
+    wrong = [
+        recorded_run.read(write_run(tmp_path / f"wrong-{index}", **({"algo": "om2p"} | words | changes)))
+        for index, changes in enumerate(
+            ({"task": "cn"}, {"algo": "om2p-released"}, {"scale": Scale.PAPER}, {"settings": []})
+        )
+    ]
+    ((_, found),), left = experiments.assign([part], experiments.protocol("cpu"), [*wrong, right])
+    assert found.runs == (right,)
+    assert found.labels == ("om2p, eta=10.0",)
+    assert len(found.gaps) == 39
+    assert {gap.why for gap in found.gaps} == {"no run"}
+    assert left == wrong

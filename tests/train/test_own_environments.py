@@ -85,7 +85,7 @@ def test_without_an_environment_a_run_learns_and_says_what_it_lacks(data, tmp_pa
     assert "nan" not in reporting.text(found)
     assert "nan" not in reporting.page.render("Ferry", found)
     names = {path.name for path in reporting.write(found, tmp_path / "report")}
-    assert names == {"table.md", "table.tex", "results.csv", "report.html"}  # nothing to draw
+    assert names == {"table.md", "table.tex", "results.csv", "runs.jsonl", "report.html"}  # nothing to draw
     assert load_policy(policy_of(folder)).agents == ("bow", "stern")
 
 

@@ -142,7 +142,7 @@ def test_everything_is_written_and_the_page_needs_nothing_else(two, tmp_path):
     names = {path.name for path in paths}
     assert names == {path.name for path in (tmp_path / "out").iterdir()}
     drawn = {f"{name}.{kind}" for name in figures.plan(two) for kind in ("png", "pdf")}
-    assert names == drawn | {"table.md", "table.tex", "results.csv", "report.html"}
+    assert names == drawn | {"table.md", "table.tex", "results.csv", "runs.jsonl", "report.html"}
     page = _Page((tmp_path / "out" / "report.html").read_text())
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
     assert {address[1:] for address in page.addresses if address.startswith("#")} == set(page.ids)
