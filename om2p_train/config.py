@@ -101,8 +101,8 @@ def load(
     """Resolve a recipe for a task and tier.
 
     Later layers win: the base recipe, the recipe's own tables, `[scale.<scale>]`, `[task.<task>]`,
-    `[task.<task>.<tier>]`, `[fixed]` (what makes a recipe another one than its base, whatever the task), and last the
-    settings of the command line.
+    `[task.<task>.<tier>]`, the same two below `[scale.<scale>.task]`, `[fixed]` (what makes a recipe another one than
+    its base, whatever the task), and last the settings of the command line.
 
     Args:
         source: name of a bundled recipe or path of a TOML file.
@@ -120,15 +120,10 @@ def load(
             raise UserError(f"{label}: {unknown('key', key, _TABLES)}")
     tables, scale = _at_scale(tables, scale, label)
     layers = {key: tables[key] for key in _LAYERS if key in tables}
-    layers = recipe.merge(layers, _section(tables, "scale", scale.value, [entry.value for entry in Scale], label))
-    by_task = _section(tables, "task", task, sorted({*TASKS, task}), label)
-    tiers = [entry.value for entry in Tier]
-    for key in by_task:
-        if key not in (*_LAYERS, *tiers):
-            raise UserError(f"{label}: {unknown(f'key in [task.{task}]', key, [*_LAYERS, *tiers])}")
-    layers = recipe.merge(layers, {key: value for key, value in by_task.items() if key not in tiers})
-    if tier is not None:
-        layers = recipe.merge(layers, _table(by_task, tier.value, label))
+    at_scale = _section(tables, "scale", scale.value, [entry.value for entry in Scale], label)
+    layers = recipe.merge(layers, {key: value for key, value in at_scale.items() if key != "task"})
+    for place in (tables, at_scale):
+        layers = recipe.merge(layers, _of_task(place, task, tier, label))
     layers = recipe.merge(layers, _table(tables, "fixed", label))
     layers = recipe.merge(layers, recipe.parse_overrides(settings))
     for key in layers:
@@ -180,6 +175,17 @@ def _at_scale(tables: dict[str, Any], scale: Scale | None, label: str) -> tuple[
     if scale not in (None, Scale(own)):
         raise UserError(f"{label} is resolved at scale {own}, and scale {scale.value} cannot be had from it")
     return {key: value for key, value in tables.items() if key != "scale"}, Scale(own)
+
+
+def _of_task(tables: Mapping[str, Any], task: str, tier: Tier | None, label: str) -> dict[str, Any]:
+    """What `[task.<task>]` and, over it, `[task.<task>.<tier>]` say."""
+    by_task = _section(tables, "task", task, sorted({*TASKS, task}), label)
+    tiers = [entry.value for entry in Tier]
+    for key in by_task:
+        if key not in (*_LAYERS, *tiers):
+            raise UserError(f"{label}: {unknown(f'key in [task.{task}]', key, [*_LAYERS, *tiers])}")
+    layers = {key: value for key, value in by_task.items() if key not in tiers}
+    return layers if tier is None else recipe.merge(layers, _table(by_task, tier.value, label))
 
 
 def _section(tables: Mapping[str, Any], kind: str, name: str, valid: list[str], label: str) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -246,6 +249,26 @@ class Outer(Record):
     on: bool = False
     inner: Inner = Inner()
     spare: Inner | None = None
+
+
+def test_a_scale_may_have_values_of_its_own_for_a_task_and_tier(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        'base = "ma-fql"\n[scale.cpu.options]\nalpha = 1.0\n[task.world.options]\nalpha = 2.0\n'
+        "[scale.cpu.task.world.options]\nalpha = 3.0\n[scale.cpu.task.world.expert.options]\nalpha = 4.0\n"
+    )
+
+    def alpha(*arguments: Any, **more: Any) -> float:
+        return config.load(recipe, *arguments, **more).options.model_dump()["alpha"]
+
+    assert alpha("toy", None) == 1.0
+    assert alpha("world", Tier.MEDIUM, Scale.PAPER) == 2.0
+    assert alpha("world", Tier.MEDIUM) == 3.0
+    assert alpha("world", Tier.EXPERT) == 4.0
+    assert alpha("world", Tier.EXPERT, settings=["options.alpha=5"]) == 5.0
+    recipe.write_text('base = "ma-fql"\n[scale.cpu.task.world.optionz]\nalpha = 3.0\n')
+    with pytest.raises(UserError, match=r"unknown key in \[task.world\] 'optionz'"):
+        alpha("world", Tier.EXPERT)
 
 
 def test_later_layers_win_key_by_key() -> None:
