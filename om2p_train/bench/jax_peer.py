@@ -93,7 +93,12 @@ def _actor_loss(actor: Tree, critics: Tree, setting: Setting, batch: Tree, noise
         mean_velocity, target = u(a_r, r), velocity
     square = ((mean_velocity - jax.lax.stop_gradient(target)) ** 2).sum(-1)
     behavior = (square * jax.lax.stop_gradient(square + 1e-3) ** -setting.adaptive_power).mean()
-    return behavior - setting.eta * _values(critics, obs, _act(actor, obs, noise["eps_policy"])).mean()
+    actions = _act(actor, obs, noise["eps_policy"])
+    value, slope = jax.value_and_grad(lambda a: _values(critics, obs, a).mean())(jax.lax.stop_gradient(actions))
+    pull = setting.eta * (slope / jnp.sqrt(len(slope) * (slope**2).sum()) * actions).sum()
+    return (
+        behavior - pull - jax.lax.stop_gradient(setting.eta * value - pull)
+    )  # its value is eta Q, its gradient the pull
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

@@ -100,6 +100,7 @@ class PlainAgent:
         self.critic_optimizer.step()
         self.critics.requires_grad_(False)
         actions = self.actor.act(batch["obs"], noise["eps_policy"])
+        actions.register_hook(self._of_unit_slope)
         values = torch.stack([critic(batch["obs"], actions) for critic in self.critics])
         actor_loss = self._behavior_loss(batch, noise) - setting.eta * values.mean()
         self.actor_optimizer.zero_grad()
@@ -111,6 +112,9 @@ class PlainAgent:
                 for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
                     slow.lerp_(fast, setting.rho)
         return critic_loss.detach(), actor_loss.detach()
+
+    def _of_unit_slope(self, gradient: Tensor) -> Tensor:
+        return gradient * (self.setting.eta / (len(gradient) * gradient.square().sum()).sqrt())
 
     def _behavior_loss(self, batch: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> Tensor:
         obs, eps = batch["obs"], noise["eps"]

@@ -14,7 +14,7 @@ from om2p_train.diffusion import EARLIEST, dpm_solver, signal_and_noise
 from om2p_train.streams import INITIALISATION, SAMPLING, SeedStreams
 
 from .conftest import toy_dataset
-from .learners import make_algorithm, train
+from .learners import make_algorithm, make_learner, train
 
 WITH_CRITIC = ["om2p", "ma-cql", "omar", "ma-fql", "vgm2p"]
 
@@ -361,6 +361,45 @@ def test_a_candidate_is_drawn_as_without_choice_and_taken_by_its_value():
         values = torch.stack([policy.critic(obs, one).mean(1) for one in candidates.unbind(2)], 2)
     best = values.argmax(-1)[..., None, None]
     torch.testing.assert_close(taken, candidates.gather(2, best).squeeze(2))
+
+
+def test_candidates_choose_among_discrete_actions_too(discrete_dataset):
+    settings = ["options.eta=0", "options.candidates=4", "options.averaged=true"]
+    algorithm = train("om2p", discrete_dataset, [0, 1], 3, *settings)
+    agents = discrete_dataset.environment.spec.num_agents
+    obs = torch.zeros(2 * agents, 6, algorithm.team.obs_dim)
+    eps = SeedStreams([0, 1], SAMPLING).normal(agents, 6, algorithm.policy.noise_dim)
+    with torch.no_grad():
+        actions = algorithm.policy.act(obs, eps)
+    assert actions.shape[-1] == algorithm.team.act_dim
+    assert ((actions == 1).sum(-1) == 1).all()
+    assert actions.sum(-1).eq(1).all()
+
+
+def test_averaged_networks_act_and_follow_those_that_learn():
+    settings = ["options.averaged=true", "optimizer.rho=0.25"]
+    algorithm, learner = make_learner("om2p", _two_modes(), [0], "options.candidates=2", *settings)
+    before = algorithm.policy.flow.net.output_layer.weight.clone()
+    learner.update()
+    learned = algorithm.actor.net.output_layer.weight
+    assert not torch.equal(learned, before)
+    torch.testing.assert_close(algorithm.policy.flow.net.output_layer.weight, torch.lerp(before, learned, 0.25))
+    assert algorithm.policy.critic is algorithm.critic_target
+    alone, learner = make_learner("bc-flow", _two_modes(), [0], *settings)
+    before = alone.policy.net.output_layer.weight.clone()
+    learner.update()
+    torch.testing.assert_close(
+        alone.policy.net.output_layer.weight, torch.lerp(before, alone.actor.net.output_layer.weight, 0.25)
+    )
+
+
+def test_the_noise_of_acting_is_scaled_and_that_of_training_is_not():
+    algorithm = make_algorithm("om2p", _two_modes(), [0], "options.noise_scale=0")
+    eps = SeedStreams([0], SAMPLING).normal(1, 9, 1)
+    obs = torch.zeros(1, 9, 1)
+    with torch.no_grad():
+        assert torch.equal(algorithm.policy.act(obs, eps), algorithm.policy.act(obs, 5 * eps))
+        assert not torch.equal(algorithm.policy(obs, eps), algorithm.policy(obs, 5 * eps))
 
 
 def test_vgm2ps_guidance_weight_sharpens_the_condition():
