@@ -20,7 +20,9 @@ _DEVICES = ("cpu", "cuda")
 def reproduce(
     name: Annotated[
         str | None,
-        typer.Argument(help="table1, table2, figure2, figure3, figure4, vgm2p; without it, what they are."),
+        typer.Argument(
+            help="table1, table2, figure2, figure3, figure4, vgm2p, tuning, improvements; without it, what they are."
+        ),
     ] = None,
     scale: Annotated[
         str,
