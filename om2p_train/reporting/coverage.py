@@ -196,8 +196,8 @@ def _meaning(report: Report) -> list[str]:
         f"each of {count:,}, for each agent in the box of its actions; 0 is the same distribution, and the data beside "
         "themselves show what chance makes of that",
         "error: of the distance, its standard error over observations; ±: standard deviation over seeds",
-        f"spread: root mean square deviation of {SAMPLES} actions at one observation (data: of their behaviour teams'); "
-        f"nearby: of one action at each of the {nearest}, which differ from one observation to the next as well",
+        f"spread: root mean square deviation of {SAMPLES} actions at one observation (data: of their teams'); nearby: "
+        f"of one action at each of the {nearest}, which differ from one observation to the next as well",
         "near: share of the actions within the radius of a team's that holds 99.73% of its noise (chi-square); data: "
         "their own actions at the same observations",
         "modes: teams near which lie at least half as many actions as of the data nearby, among those that took a "
