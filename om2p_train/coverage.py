@@ -28,7 +28,8 @@ def neighbours(obs: np.ndarray, anchors: np.ndarray, count: int) -> np.ndarray:
     Returns:
         Rows of `obs`, nearest first, int64 [n, C].
     """
-    mean, deviation = obs.mean(0, dtype=np.float64), obs.std(0, dtype=np.float64)
+    mean = obs.mean(0, dtype=np.float64)
+    deviation = np.array([component.std(dtype=np.float64) for component in obs.T])  # all at once would take a copy
     scale = np.where(deviation > _STILL, deviation, 1.0)
 
     def standard(some: np.ndarray) -> np.ndarray:
