@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import itertools
 import math
 
@@ -16,11 +18,14 @@ from om2p_data.dataset import Dataset
 from om2p_data.envs import find
 from om2p_data.errors import UserError
 from om2p_data.generation import generate
+from om2p_data.inspect.drawing import LIGHT
 from om2p_data.tiers import Tier, load_recipe
 from om2p_train import coverage, surroundings
 from om2p_train.actors import DeterministicActor, NoiseActor
+from om2p_train.covered import Measured, Method, Report
 from om2p_train.networks import NetworkConfig
 from om2p_train.policy import TeamPolicy
+from om2p_train.reporting import coverage as reporting
 from om2p_train.streams import INITIALISATION, SeedStreams
 from om2p_train.surroundings import SAMPLES, Samples, Surroundings, Teams
 from om2p_train.team import Team
@@ -311,3 +316,69 @@ def test_teams_are_known_by_their_weights(made):
         around = surroundings.draw(dataclasses.replace(data, policies=policies), 20, 4, 0)
         assert around.teams is None
         assert surroundings.of_teams(around) is None
+
+
+# What is shown
+
+
+def report_of(dataset: Dataset) -> Report:
+    """Two seeds of a method that stands still."""
+    around = surroundings.draw(dataset, 60, 6, 0)
+    again, samples = (
+        surroundings.of_teams(around),
+        surroundings.of_policy(around, policy(dataset, DeterministicActor, 0.0)),
+    )
+    learned = surroundings.measure(around, samples)
+    return Report(
+        around=around,
+        data=surroundings.of_data(around, again),
+        uniform=surroundings.measure(around, surroundings.uniform(around)),
+        teams=None if again is None else surroundings.measure(around, again),
+        methods=(Measured(Method("still", dataset.id, "", (), (3, 4)), (learned, learned), samples.here),),
+    )
+
+
+def test_tables_show_every_source_and_its_modes(made):
+    mixed, uniform = report_of(made[Tier.MEDIUM_EXPERT]), report_of(made[Tier.RANDOM])
+    found = reporting.modes(mixed)
+    assert reporting.modes(uniform) is None
+    assert found is not None
+    assert found.header == ("policy", "near medium", "near expert", "elsewhere", "modes")
+    names = ["uniform actions", "data", "behaviour teams again", "still"]
+    assert [row[0] for row in found.rows] == names
+    assert found.rows[1][4] == "2.000"
+    still = mixed.methods[0].by_seed[0].modes
+    assert still is not None
+    assert found.rows[3][1] == f"{100 * still.shares[0]:.1f}% ± 0.0%"
+    teams = mixed.around.teams
+    assert teams is not None
+    assert found.note.startswith(f"at {teams.telling.sum()} pairs of an agent and an observation, where")
+    rows = list(csv.DictReader(io.StringIO(reporting.comma_separated([mixed, uniform]))))
+    own = [row for row in rows if row["policy"] == "still"]
+    assert [row["seed"] for row in own] == ["3", "4"] * 2
+    assert float(own[0]["near_expert"]) == still.shares[1]
+    assert float(own[0]["distance"]) == mixed.methods[0].by_seed[0].distance
+    assert (own[2]["near_expert"], own[2]["modes"]) == ("", "")
+
+
+def test_figures_show_where_two_teams_are_present(made):
+    mixed, uniform = report_of(made[Tier.MEDIUM_EXPERT]), report_of(made[Tier.RANDOM])
+    drawn = reporting.plan([mixed, uniform])
+    name = "actions-cooperative-navigation"
+    assert list(drawn) == ["distance", f"{name}-medium-expert", f"{name}-random"]
+    figure = drawn[f"{name}-medium-expert"](LIGHT)
+    teams, place = mixed.around.teams, mixed.around.dataset.environment.spec.agents
+    assert teams is not None
+    most = np.where(teams.telling, teams.shares.min(0), 0).max(0)
+    assert len(figure.axes) == 4  # observations, of one method
+    for axes, anchor in zip(figure.axes, np.argsort(-most, kind="stable"), strict=False):
+        agent = place.index(axes.get_ylabel())
+        assert teams.telling[agent, anchor]
+        data, _, *marks = (np.array(line.get_xydata()) for line in axes.lines)
+        np.testing.assert_array_equal(data, mixed.around.actions[agent, anchor])
+        np.testing.assert_array_equal(np.concatenate(marks), teams.here[:, agent, anchor])
+    panels = drawn["distance"](LIGHT).axes
+    assert [axes.get_title() for axes in panels] == [
+        f"cooperative-navigation {tier}" for tier in ("medium-expert", "random")
+    ]
+    np.testing.assert_array_equal(panels[0].lines[0].get_xdata(), [one.distance for one in mixed.methods[0].by_seed])
