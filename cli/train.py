@@ -11,6 +11,7 @@ import typer
 from . import policies
 from .bench import bench
 from .common import Quiet, Settings, guarded, parse_seeds
+from .coverage import coverage
 from .publish import publish
 from .reproduce import reproduce
 from .sweep import sweep
@@ -154,7 +155,7 @@ def recipes() -> None:
         print(name)
 
 
-for _command in (sweep, reproduce, publish, policies.evaluate, policies.render, policies.export, bench):
+for _command in (sweep, reproduce, publish, policies.evaluate, policies.render, policies.export, coverage, bench):
     app.command()(_command)
 
 

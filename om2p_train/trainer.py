@@ -279,6 +279,7 @@ def _write_policies(job: _Job, algorithm: Algorithm) -> None:
         "algorithm": job.recipe.algorithm,
         "recipe_name": job.recipe.name,
         "dataset": job.dataset.id,
+        "dataset_hash": job.dataset.metadata["content_hash"],
         "task": job.task_name,
         "updates": job.recipe.run.updates,
     }

@@ -67,13 +67,19 @@ def run_folder(task: Task, config: BehaviorConfig, seed: int) -> Path:
 
 def bundled(task: Task, level: str, config: BehaviorConfig) -> Milestone | None:
     """The team of a level that ships with the package, if it is what this recipe makes."""
+    found = shipped(task, level)
+    if found is None or found.card["fingerprint"] != config.fingerprint(task, make(task.name).prey_identity):
+        return None
+    return found
+
+
+def shipped(task: Task, level: str) -> Milestone | None:
+    """The team of a level that ships with the package, whatever recipe made it."""
     file = resources.files("om2p_data.behavior").joinpath("teams", task.name, f"{level}.safetensors")
     if not file.is_file():
         return None
     with resources.as_file(file) as path:
         actor, card = load_actor(path, task)
-    if card["fingerprint"] != config.fingerprint(task, make(task.name).prey_identity):
-        return None
     return Milestone(level, actor, card, "bundled with om2p")
 
 

@@ -57,6 +57,7 @@ LESS: dict[tuple[str, str], list[str]] = {
     ("om2p-train", "sweep"): ["--root", "data-of-sweeps"],  # not those of the page, which are short
     ("om2p-train", "evaluate"): ["--episodes", "3", "--quiet"],
     ("om2p-train", "render"): ["--episodes", "1", "--max-steps", "3"],
+    ("om2p-train", "coverage"): ["--observations", "20", "--neighbours", "4", "--quiet"],
 }
 # Where a behaviour team has to be trained: few worlds, small networks, levels just above those of a fresh team.
 LESS_TRAINING = [

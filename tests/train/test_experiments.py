@@ -109,18 +109,18 @@ def test_a_choice_is_among_variants_of_one_algorithm():
 
 def test_runs_go_to_the_cells_that_ask_for_them(tmp_path):
     """eta by data set, recipe, scale and the variant's setting; other runs belong nowhere."""
-    (part,) = experiments.read("figure3").part
+    part = experiments.read("figure3").part[0]
     words = {"task": "world", "tier": "expert", "settings": ["options.eta=10.0"]}
-    right = recorded_run.read(write_run(tmp_path / "right", "om2p", **words))
+    right = recorded_run.read(write_run(tmp_path / "right", "om2p-paper", **words))
     wrong = [
-        recorded_run.read(write_run(tmp_path / f"wrong-{index}", **({"algo": "om2p"} | words | changes)))
+        recorded_run.read(write_run(tmp_path / f"wrong-{index}", **({"algo": "om2p-paper"} | words | changes)))
         for index, changes in enumerate(
             ({"task": "cn"}, {"algo": "om2p-released"}, {"scale": Scale.PAPER}, {"settings": []})
         )
     ]
     ((_, found),), left = experiments.assign([part], experiments.protocol("cpu"), [*wrong, right])
     assert found.runs == (right,)
-    assert found.labels == ("om2p, eta=10.0",)
-    assert len(found.gaps) == 39
+    assert found.labels == ("om2p-paper, eta=10.0",)
+    assert len(found.gaps) == 19
     assert {gap.why for gap in found.gaps} == {"no run"}
     assert left == wrong
