@@ -45,6 +45,7 @@ class Actor(nn.Module, abc.ABC):
         obs_mean, obs_scale: what observations are standardised with, [K, 1, O]; 0 and 1 unless the data say otherwise.
         noise_scale: what the noise is multiplied by where the policy acts; a flow acts with the middle of what it has
             learned at 0.
+        takes_the_best: whether an action is the best of several candidates, so that rounding may change it to another.
     """
 
     kind: ClassVar[str]
@@ -53,6 +54,7 @@ class Actor(nn.Module, abc.ABC):
     obs_mean: Tensor
     obs_scale: Tensor
     noise_scale: float = 1.0
+    takes_the_best: ClassVar[bool] = False
 
     def __init__(self, streams: SeedStreams, team: Team, config: NetworkConfig, **architecture: Any):
         super().__init__()
@@ -118,6 +120,7 @@ class BestOfFlowActor(Actor):
     """
 
     kind = "best-of-flow"
+    takes_the_best = True
 
     def __init__(
         self,
@@ -133,7 +136,7 @@ class BestOfFlowActor(Actor):
         self._candidates, self.noise_scale = candidates, noise_scale
         self.noise_dim = candidates * team.act_dim
         self.flow = FlowActor(streams, team, config, one_step)
-        self.flow.space = self.space  # one of them, whoever narrows it
+        self.flow.space = self.space  # an export narrows it for both
         self.critic = TwinCritic(streams, team, config)
 
     def forward(self, obs: Tensor, eps: Tensor) -> Tensor:
@@ -236,6 +239,7 @@ class DiffusionActor(Actor):
     """
 
     kind = "diffusion"
+    takes_the_best = True
     trust: Tensor
 
     def __init__(

@@ -17,7 +17,7 @@ from om2p_data.recipe import Record
 from om2p_train.batches import Batch, Transitions
 from om2p_train.networks import NetworkConfig, TwinCritic
 from om2p_train.streams import SeedStreams
-from om2p_train.team import Team
+from om2p_train.team import ActionSpace, Team
 
 Noise = dict[str, Tensor]
 M = TypeVar("M", bound=nn.Module)
@@ -135,18 +135,22 @@ def temporal_difference_loss(values: Tensor, batch: Batch, next_value: Tensor, g
     return (values - target.detach().unsqueeze(1)).square().mean(-1).sum(-1)
 
 
-def guidance(critic: TwinCritic, obs: Tensor, actions: Tensor, normalize: NormalizeQ, weight: float = 1.0) -> Tensor:
+def guidance(
+    critic: TwinCritic, space: ActionSpace, obs: Tensor, actions: Tensor, normalize: NormalizeQ, weight: float = 1.0
+) -> Tensor:
     """Weighted mean value of the actor's own actions, [K], for the actor to climb.
 
     Args:
         critic: Q_1 and Q_2, whose mean is taken.
+        space: of the actions; what pads a smaller agent's is no part of the slope.
         obs: [K, B, O].
         actions: of the actor, [K, B, A].
         normalize: what it is divided by. With `SLOPE` only the gradient is: the number is then the plain mean.
         weight: of the guidance.
     """
     if normalize is NormalizeQ.SLOPE:
-        actions = _UnitSlope.apply(actions, weight)  # pyright: ignore[reportAssignmentType]
+        moved: Tensor = _UnitSlope.apply(actions, weight)  # pyright: ignore[reportAssignmentType]
+        actions = space.trim(moved)
     q = critic(obs, actions).mean(1)  # [K, B]
     if normalize is NormalizeQ.SIZE:
         q = q / q.detach().abs().mean(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).eps)
@@ -163,6 +167,8 @@ class _UnitSlope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Scaled first, so that no square is too small; a gradient of zero stays one.
+        gradient = gradient / gradient.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         # A transition's part in a mean is 1 / B of its own gradient.
         slope = (gradient.square().sum((1, 2), keepdim=True) * gradient.shape[1]).sqrt()
-        return gradient * (ctx.size / slope.clamp_min(torch.finfo(gradient.dtype).tiny)), None
+        return ctx.size * gradient / slope.clamp_min(1.0), None

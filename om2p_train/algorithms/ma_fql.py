@@ -79,7 +79,7 @@ class MAFQL(Algorithm):
         z = space.trim(noise["z"])
         actions = self.policy.raw(batch.obs, z)  # [K, B, A], not clipped: the distillation pulls them back into the box
         distillation = space.trim(actions - self.flow_actions(batch.obs, z)).square().mean((1, 2))
-        climbed = guidance(self.critic, batch.obs, space.decode(actions), options.normalize_q)
+        climbed = guidance(self.critic, space, batch.obs, space.decode(actions), options.normalize_q)
         return flow_loss + options.alpha * distillation - climbed
 
     @torch.no_grad()

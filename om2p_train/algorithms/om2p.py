@@ -123,7 +123,7 @@ class OM2P(Algorithm):
             loss = options.bc_weight * self._behavior_loss(batch, noise)
         if options.eta > 0:
             actions = self.actor(batch.obs, noise["eps_policy"])
-            loss = loss - guidance(self.critic, batch.obs, actions, options.normalize_q, options.eta)
+            loss = loss - guidance(self.critic, self.actor.space, batch.obs, actions, options.normalize_q, options.eta)
         return loss
 
     def _behavior_loss(self, batch: Batch, noise: Noise) -> Tensor:

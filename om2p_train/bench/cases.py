@@ -15,6 +15,7 @@ from om2p_data.episodes import Episodes
 from om2p_data.spec import EnvironmentCard
 from om2p_train import algorithms, config
 from om2p_train.algorithms import Algorithm
+from om2p_train.algorithms.base import NormalizeQ
 from om2p_train.batches import Transitions
 from om2p_train.bench.plain import Setting
 from om2p_train.capture import CudaGraphs
@@ -98,6 +99,12 @@ def learner_of(case: Case, recipe: TrainRecipe, dataset: Dataset) -> tuple[Algor
     graphs = CudaGraphs() if device.type == "cuda" and case.graphs else None
     streams = SeedStreams(seeds, SAMPLING, device)
     return algorithm, Learner(algorithm, data, streams, recipe.optimizer, _UPDATES, recipe.compute, graphs)
+
+
+def has_peers(recipe: TrainRecipe) -> bool:
+    """Whether the peers of OM2P compute this update: guided, and by the slope of Q."""
+    options: Any = recipe.options
+    return options.normalize_q is NormalizeQ.SLOPE and options.eta > 0
 
 
 def setting_of(recipe: TrainRecipe, dataset: Dataset) -> Setting:

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from om2p_data.dataset import Dataset
 from om2p_data.measuring import Rate, measure_rates
-from om2p_train.actors import Actor, FlowActor
+from om2p_train.actors import Actor, BestOfFlowActor
 from om2p_train.bench import limits
-from om2p_train.bench.cases import Case, learner_of, made_up, peer_data, setting_of
+from om2p_train.bench.cases import Case, has_peers, learner_of, made_up, peer_data, setting_of
 from om2p_train.bench.plain import PlainTeam
 from om2p_train.compute import Precision
 from om2p_train.config import Scale
@@ -77,7 +77,7 @@ def updates(plan: Plan, progress: bool) -> list[dict[str, Any]]:
     for case, recipe, precision in tqdm(cases, desc="updates", disable=not progress):
         algorithm, learner = learner_of(case, recipe, dataset)
         loops: dict[str, Callable[[], int]] = {"ours": _updates_of(learner, plan.device)}
-        if plan.peers and case.recipe == "om2p" and case.seeds == 1 and precision == "full":
+        if plan.peers and case.recipe == "om2p" and case.seeds == 1 and precision == "full" and has_peers(recipe):
             loops |= dict(_peers(setting_of(recipe, dataset), dataset, plan.device))
         rates = measure_rates(loops, plan.repeats, plan.seconds)
         ours = rates["ours"]
@@ -120,18 +120,20 @@ def actions(plan: Plan, progress: bool) -> list[dict[str, Any]]:
     """
     dataset = made_up(plan.task, 1)
     actors: dict[str, tuple[Actor, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]] = {}
-    for name in ("om2p", "ma-fql", "ma-sfbc"):
+    for name in ("bc-flow", "om2p", "ma-fql", "ma-sfbc"):
         # As a policy file acts: through PyTorch's own operations.
         case = Case(name, plan.task, 1, (*plan.settings, "compute.fused=false"), plan.device)
         algorithm: Any
         algorithm, _ = learner_of(case, case.resolve(plan.scale), dataset)
         actor = algorithm.policy
-        if isinstance(actor, FlowActor):
-            actors["one step (OM2P)"] = (actor, actor.act)
-        elif name == "ma-fql":
+        if name == "ma-fql":
             actors[f"flow, {algorithm.options.flow_steps} steps"] = (actor, algorithm.flow_actions)
-        else:
+        elif name == "ma-sfbc":
             actors[f"diffusion, {algorithm.options.candidates} candidates"] = (actor, actor.act)
+        elif isinstance(actor, BestOfFlowActor):
+            actors[f"one step, best of {algorithm.options.candidates} (OM2P)"] = (actor, actor.act)
+        else:
+            actors["one step"] = (actor, actor.act)
     spec, rows = dataset.environment.spec, []
     for batch in tqdm(_BATCHES, desc="actions", disable=not progress):
         loops = {}

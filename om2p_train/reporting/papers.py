@@ -117,12 +117,12 @@ def choice_table(results: Results) -> Table:
     rows = []
     for dataset in results.datasets:
         runs = {method: results.cell(dataset, method) for method in results.methods}
-        final = {method: run.final for method, run in runs.items() if run is not None}
-        best = max(final, key=lambda method: final[method].mean())
+        final = {method: run.final for method, run in runs.items() if run is not None and run.played}
+        best = max(final, key=lambda method: final[method].mean()) if len(final) == len(runs) else None
         cells = [tables.marked(final[name], best=name == best) if name in final else "" for name in results.methods]
         rows.append((tables.short(dataset), f"{results.of(dataset)[0].dataset_return:.1f}", *cells))
     header = ("data set", "data", *(method.partition(", ")[2] or "as it is" for method in results.methods))
-    note = f"scale {results.scales}; mean ± std over seeds; bold: the highest mean, which is the choice"
+    note = f"scale {results.scales}; mean ± std over seeds; bold: the highest, the choice, where every variant has run"
     return Table(f"Variants of {results.runs[0].name}", header, tuple(rows), note)
 
 

@@ -222,14 +222,16 @@ def _made(results: Results) -> str:
         "evaluation episode": [run.episodes for run in results.runs],
         "update": [run.recipe["run"]["updates"] for run in results.runs],
     }
-    words = [_counted(name, values, results.labels) for name, values in counts.items()]
+    words = [_counted(name, values, results) for name, values in counts.items()]
     return f"*Runs: scale {results.protocol}; {'; '.join(words)}; commit{'s' if many else ''} {listed}.*"
 
 
-def _counted(name: str, values: Sequence[int], labels: Sequence[str]) -> str:
-    """A number that most runs share, and who has another."""
+def _counted(name: str, values: Sequence[int], results: Results) -> str:
+    """A number that most runs share, and which methods have another, or on which data sets, if a method has several."""
     (usual, _), *others = Counter(values).most_common()
-    pairs = list(zip(values, labels, strict=True))
+    pairs = list(zip(values, results.labels, strict=True))
+    if len(set(pairs)) > len(set(results.labels)):
+        pairs = [(value, tables.short(run.dataset)) for value, run in zip(values, results.runs, strict=True)]
     besides = (f"{_listed(label for value, label in pairs if value == other)}: {other:,}" for other, _ in others)
     found = "; ".join(besides)
     return f"{usual:,} {name}{'' if usual == 1 else 's'}" + (f" ({found})" if found else "")

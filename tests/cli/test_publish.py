@@ -16,5 +16,5 @@ def test_without_a_folder_it_is_that_of_reproduce(run: Run, here: Path) -> None:
     done = run("om2p-train", "publish")
     assert (done.code, done.out, done.err) == (0, "wrote RESULTS.md\n", "")  # a run of no experiment: nothing is drawn
     page = (here / "RESULTS.md").read_text()
-    assert "Final policies: all 96 runs are missing." in page
+    assert "Final policies: all 160 runs are missing." in page
     assert "- recorded, and no part of the experiment as it is today: bc\n" in page

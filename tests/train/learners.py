@@ -22,7 +22,6 @@ _SMALL = ["network.hidden=[16,16]", "optimizer.batch_size=8"]
 _SMALL_OF = {
     # The policy is the network that learns: tests of what acts otherwise ask for it.
     "om2p": ["options.candidates=1", "options.noise_scale=1.0", "options.averaged=false"],
-    "bc-flow": ["options.noise_scale=1.0", "options.averaged=false"],
     "ma-sfbc": [
         "options.behavior_share=0.5",
         "options.score_hidden=[16,16]",

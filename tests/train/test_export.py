@@ -167,3 +167,24 @@ def test_the_check_compares_with_the_policy_and_not_with_the_graph(agent, tmp_pa
     monkeypatch.setattr(exporting._TeamGraph, "__init__", swapped)
     with pytest.raises(UserError, match=r"actions differ by .* from the policy's: not written"):
         export(team, tmp_path / "team.pt2", Format.TORCH, agent)
+
+
+def test_near_ties_of_values_may_fall_otherwise_and_nothing_else(tmp_path):
+    """Values of hundreds differ by rounding where candidates are about as good."""
+    team = team_of("best-of-flow", discrete=False)
+    with torch.no_grad():
+        team.actor.get_submodule("critic.net").output_layer.bias += 500.0
+        team.actor.get_submodule("critic.net").output_layer.weight *= 0.05
+    done = export(team, tmp_path / "policy.pt2", Format.TORCH)
+    assert done.difference <= 1e-4
+    expected = [np.zeros((100, 2), np.float32)]
+    found = expected[0].copy()
+    found[:2] = 0.5
+    _, signature = graph_of(team, "agent_0")
+    assert exporting._difference(expected, found, signature, 0.02) == 0.0
+    found[2] = 0.5
+    with pytest.raises(UserError, match="differ by"):
+        exporting._difference(expected, found, signature, 0.02)
+    found[1:] = 0.0
+    with pytest.raises(UserError, match="differ by"):
+        exporting._difference(expected, found, signature, 0.0)

@@ -13,6 +13,7 @@ from om2p_train.algorithms.base import NormalizeQ, guidance
 from om2p_train.batches import Transitions
 from om2p_train.diffusion import EARLIEST
 from om2p_train.streams import SAMPLING, SeedStreams
+from om2p_train.team import ActionSpace, Team
 
 from .conftest import toy_dataset
 from .learners import Reference, gelu, numpy64, one_batch
@@ -126,7 +127,7 @@ def test_guidance_by_slope_pulls_every_learner_with_the_weight(random_dataset):
         for scale in (1.0, 100.0):  # of rewards, and so of values
             actions = batch.actions.clone().requires_grad_()
             critic = lambda obs, at, scale=scale: scale * algorithm.critic(obs, at)  # noqa: E731
-            climbed = guidance(critic, batch.obs, actions, normalize, 0.3)
+            climbed = guidance(critic, algorithm.actor.space, batch.obs, actions, normalize, 0.3)
             climbed.sum().backward()
             assert actions.grad is not None
             pulls[normalize, scale] = actions.grad * actions.shape[1]
@@ -137,6 +138,20 @@ def test_guidance_by_slope_pulls_every_learner_with_the_weight(random_dataset):
     length = slope.square().sum(-1).mean(-1).sqrt()  # [K]
     torch.testing.assert_close(length, torch.full_like(length, 0.3))
     torch.testing.assert_close(F.normalize(slope, dim=-1), F.normalize(plain, dim=-1))  # and in Q's own direction
+
+
+def test_guidance_by_slope_leaves_out_padding_and_flat_critics():
+    space = ActionSpace(Team(3, (1, 2), discrete=False), 1)
+    actions = torch.zeros(2, 4, 2, requires_grad=True)
+    flat = lambda obs, at: 0.0 * at.sum(-1).unsqueeze(1).expand(-1, 2, -1)  # noqa: E731
+    steep = lambda obs, at: (1e-25 * at).sum(-1).unsqueeze(1).expand(-1, 2, -1)  # noqa: E731
+    for critic, expected in ((flat, 0.0), (steep, 7.0)):
+        actions.grad = None
+        guidance(critic, space, actions, actions, NormalizeQ.SLOPE, 7.0).sum().backward()
+        assert actions.grad is not None
+        length = (4 * actions.grad).square().sum(-1).mean(-1).sqrt()
+        torch.testing.assert_close(length, torch.full((2,), expected))
+    assert (actions.grad[0, :, 1] == 0).all()
 
 
 @torch.no_grad()
