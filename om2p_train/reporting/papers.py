@@ -118,7 +118,8 @@ def choice_table(results: Results) -> Table:
     for dataset in results.datasets:
         runs = {method: results.cell(dataset, method) for method in results.methods}
         final = {method: run.final for method, run in runs.items() if run is not None and run.played}
-        best = max(final, key=lambda method: final[method].mean()) if len(final) == len(runs) else None
+        whole = len(final) == len(runs) and all(gap.dataset != dataset for gap in results.gaps)
+        best = max(final, key=lambda method: final[method].mean()) if whole else None
         cells = [tables.marked(final[name], best=name == best) if name in final else "" for name in results.methods]
         rows.append((tables.short(dataset), f"{results.of(dataset)[0].dataset_return:.1f}", *cells))
     header = ("data set", "data", *(method.partition(", ")[2] or "as it is" for method in results.methods))
