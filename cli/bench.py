@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Quiet, Settings
+from .common import Quiet, Settings, parse_names
 
 _RECIPES = "bc,om2p,ma-cql,omar,ma-fql,ma-sfbc,vgm2p"
 
@@ -44,7 +44,7 @@ def bench(
     scales, precisions = ({entry.value: entry for entry in kind} for kind in (Scale, Precision))
     if scale not in scales:
         raise unknown("scale", scale, scales)
-    wanted = precision.split(",")
+    wanted = parse_names("--precision", precision)
     for name in wanted:
         if name not in precisions:
             raise unknown("precision", name, precisions)
@@ -60,7 +60,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     plan = measure.Plan(
-        recipes=recipes.split(","),
+        recipes=parse_names("--recipes", recipes),
         task=env,
         seeds=counts,
         settings=tuple(set_ or ()),

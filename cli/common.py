@@ -39,6 +39,18 @@ def guarded(app: Callable[[], object]) -> None:
         sys.exit(2)
 
 
+def parse_names(option: str, text: str) -> list[str]:
+    """`cn,hc` -> list of names.
+
+    Raises:
+        UserError: there are none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"{option} {text!r} names nothing: write names with commas, or leave it out")
+    return names
+
+
 def parse_seeds(text: str) -> list[int]:
     """`0-4`, `0,3,7` or a mix of both -> list of seeds.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import jobs as job_lists
-from .common import Quiet, Root, parse_seeds
+from .common import Quiet, Root, parse_names, parse_seeds
 
 if TYPE_CHECKING:
     from om2p_train.experiments import Experiment, Protocol
@@ -33,6 +33,7 @@ def reproduce(
     ] = "cpu",
     tasks: Annotated[str | None, typer.Option(help="Only these tasks of it: cn,hc.")] = None,
     tiers: Annotated[str | None, typer.Option(help="Only these tiers of it: medium,expert.")] = None,
+    recipes: Annotated[str | None, typer.Option(help="Only these recipes of it: bc,om2p.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Other seeds: 0-4 or 0,2,5.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cpu for scale cpu, otherwise cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder. Default: reproduce/<name>-<scale>.")] = None,
@@ -69,9 +70,11 @@ def reproduce(
     asked.check(amount.device, sbatch)
     means = _alone(asked, experiment)
     out = out or Path("reproduce", f"{name}-{scale}")
-    some_tiers = [Tier.parse(tier) for tier in tiers.split(",")] if tiers else []
+    given = {"tasks": tasks, "tiers": tiers, "recipes": recipes}
+    only = {key: [] if text is None else parse_names(f"--{key}", text) for key, text in given.items()}
+    some_tiers = [Tier.parse(tier) for tier in only["tiers"]]
     chosen = parse_seeds(seeds) if seeds is not None else None
-    parts = experiments.narrowed(experiment, tasks.split(",") if tasks else [], some_tiers, chosen)
+    parts = experiments.narrowed(experiment, only["tasks"], some_tiers, only["recipes"], chosen)
     jobs, cells = experiments.jobs(parts, amount, out / "runs", root)
     if list_:
         job_lists.show(jobs)
@@ -84,9 +87,9 @@ def reproduce(
         found = [(part, sweeps.results(cells[part.name])) for part in parts]
         text, paths = papers.write(experiment, scale, found, out)
         print(text + (f"\n\nwrote {', '.join(path.name for path in paths)} in {out}" if paths else ""))
-    given = {"tasks": tasks, "tiers": tiers, "seeds": seeds, "device": device, "root": root}
+    given |= {"seeds": seeds, "device": device, "root": None if root is None else str(root)}
     again = ["om2p-train", "reproduce", name, "--scale", scale, "--out", str(out)]
-    again += [word for option, value in given.items() if value is not None for word in (f"--{option}", str(value))]
+    again += [word for option, value in given.items() if value is not None for word in (f"--{option}", value)]
     job_lists.finish(outcome, len(jobs), [*again, *asked.words()])
 
 

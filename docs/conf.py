@@ -11,7 +11,7 @@ _ROOT = Path(__file__).parents[1]
 _CONTENTS = {
     "Learn": ["tutorial", "faq"],
     "Data": ["data"],
-    "Training": ["runs", "reproduce", "policies", "scale-out", "speed"],
+    "Training": ["runs", "reproduce", "findings", "policies", "scale-out", "speed"],
     "Algorithms": [
         "algorithms",
         *(f"algorithms/{name}" for name in ("bc", "om2p", "ma-cql", "omar", "ma-fql", "ma-sfbc", "vgm2p")),

@@ -17,9 +17,9 @@ class UserError(ValueError):
         super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
-def nearest(value: str, valid: Iterable[str], limit: int = 3) -> list[str]:
+def nearest(value: str, valid: Iterable[str], limit: int = 3, cutoff: float = 0.4) -> list[str]:
     """The valid names that look most like `value`, best first."""
-    return difflib.get_close_matches(value, list(valid), n=limit, cutoff=0.4)
+    return difflib.get_close_matches(value, list(valid), n=limit, cutoff=cutoff)
 
 
 def unknown(what: str, value: str, valid: Iterable[str]) -> UserError:

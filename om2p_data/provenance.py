@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 def origin(packages: Iterable[str]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def commit() -> str | None:
     """Commit of the checkout that the code runs from, `-dirty` where tracked files differ from it; None elsewhere."""
     top = _git("rev-parse", "--show-toplevel")
     # Installed into an environment inside somebody's repository, the code is not of that repository.
-    if top is None or Path(top).resolve() != _ROOT.resolve():
+    if top is None or Path(top).resolve() != _ROOT:
         return None
     return _git("describe", "--always", "--abbrev=12", "--dirty", "--exclude=*")
 

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from om2p_data import recipe
-from om2p_data.envs.registry import TASKS
-from om2p_data.errors import UserError, unknown
+from om2p_data.envs.registry import TASKS, Family
+from om2p_data.errors import UserError, nearest, unknown
 from om2p_data.recipe import Record
 from om2p_data.tiers import Tier
 from om2p_train import algorithms
@@ -23,7 +23,9 @@ from om2p_train.learner import OptimizerConfig
 from om2p_train.networks import NetworkConfig
 
 _LAYERS = ("run", "data", "network", "optimizer", "compute", "options")
-_TABLES = ("algorithm", "base", "fixed", "name", "scale", "task", *_LAYERS)
+_TABLES = ("algorithm", "base", "name", "scale", "task", *_LAYERS)
+_ANY = "any"  # section of [task] that holds for all tasks
+_ALIKE = 0.8  # likeness above which a task's name is a slip of the pen
 
 
 class Scale(enum.Enum):
@@ -100,9 +102,10 @@ def load(
 ) -> TrainRecipe:
     """Resolve a recipe for a task and tier.
 
-    Later layers win: the base recipe, the recipe's own tables, `[scale.<scale>]`, `[task.<task>]`,
-    `[task.<task>.<tier>]`, the same two below `[scale.<scale>.task]`, `[fixed]` (what makes a recipe another one than
-    its base, whatever the task), and last the settings of the command line.
+    Later layers win: all that the base recipe says, its sections among it; the recipe's own tables; `[scale.<scale>]`;
+    `[task.any]`, `[task.any.<tier>]`, the same two for the task's family, then for the task itself; the same six below
+    `[scale.<scale>.task]`; and last the settings of the command line. A task's family is the simulator that it runs on,
+    `particle` or `locomotion`.
 
     Args:
         source: name of a bundled recipe or path of a TOML file.
@@ -114,28 +117,25 @@ def load(
     Raises:
         UserError: no such recipe, unknown key, wrong type, impossible value.
     """
-    tables, label = _with_base(source)
-    for key in tables:
-        if key not in _TABLES:
-            raise UserError(f"{label}: {unknown('key', key, _TABLES)}")
-    tables, scale = _at_scale(tables, scale, label)
-    layers = {key: tables[key] for key in _LAYERS if key in tables}
-    at_scale = _section(tables, "scale", scale.value, [entry.value for entry in Scale], label)
-    layers = recipe.merge(layers, {key: value for key, value in at_scale.items() if key != "task"})
-    for place in (tables, at_scale):
-        layers = recipe.merge(layers, _of_task(place, task, tier, label))
-    layers = recipe.merge(layers, _table(tables, "fixed", label))
+    files = _with_bases(source)
+    scale = _scale(files[-1], scale)
+    layers: dict[str, Any] = {}
+    for file in files:
+        layers = recipe.merge(layers, _layers_of(file, task, tier, _scale(file, scale)))
+    label = files[-1].label
     layers = recipe.merge(layers, recipe.parse_overrides(settings))
     for key in layers:
         if key not in _LAYERS:
             raise UserError(f"{label}: {unknown('key', key, _LAYERS)}")
-    if "algorithm" not in tables:
+    named = [file.tables["algorithm"] for file in files if "algorithm" in file.tables]
+    if not named:
         raise UserError(f"{label}: key 'algorithm' is missing; valid: {', '.join(algorithms.ALGORITHMS)}")
-    algorithm = algorithms.find(_name(tables["algorithm"], "algorithm", label))
+    name = _name(named[-1], "algorithm", label)
+    algorithm = algorithms.find(name)
     return TrainRecipe(
         name=name_of(source),
         scale=scale,
-        algorithm=tables["algorithm"],
+        algorithm=name,
         run=recipe.fill(RunConfig, layers.get("run", {}), label, "run"),
         data=recipe.fill(DataConfig, layers.get("data", {}), label, "data"),
         network=recipe.fill(NetworkConfig, layers.get("network", {}), label, "network"),
@@ -146,46 +146,83 @@ def load(
     )
 
 
-def _with_base(source: str | Path) -> tuple[dict[str, Any], str]:
-    """A recipe laid over the recipe that its `base` names (a bundled name, or a path beside the file)."""
-    tables, label = recipe.read(source, "train")
-    base, place = tables.pop("base", None), Path(source)
-    seen = {str(source)}
-    while base is not None:
-        name = _name(base, "base", label)
-        beside = place.parent / name
-        below = beside if beside.suffix == ".toml" else name
-        if str(below) in seen:
+@dataclass(frozen=True)
+class _File:
+    """A recipe as it is written; `label` names it in messages."""
+
+    tables: dict[str, Any]
+    label: str
+
+
+def _with_bases(source: str | Path) -> list[_File]:
+    """A recipe after the recipe that its `base` names (a bundled name, or a path beside the file), and so on."""
+    files: list[_File] = []
+    at, seen = source, {str(source)}
+    while True:
+        tables, label = recipe.read(at, "train")
+        for key in tables:
+            if key not in _TABLES:
+                raise UserError(f"{label}: {unknown('key', key, _TABLES)}")
+        files.insert(0, _File(tables, label))
+        if "base" not in tables:
+            return files
+        base = _name(tables["base"], "base", label)
+        beside = Path(at).parent / base
+        at = beside if beside.suffix == ".toml" else base
+        if str(at) in seen:
             raise UserError(f"{label}: base = {base!r} leads back to itself")
-        seen.add(str(below))
-        under, _ = recipe.read(below, "train")
-        base, place = under.pop("base", None), Path(below)
-        under.pop("name", None)  # of a resolved recipe, whose name is not this one's
-        tables = recipe.merge(under, tables)
-    return tables, label
+        seen.add(str(at))
 
 
-def _at_scale(tables: dict[str, Any], scale: Scale | None, label: str) -> tuple[dict[str, Any], Scale]:
-    """A recipe with `[scale]` sections only, and the scale it is resolved at, which a resolved recipe states itself."""
-    own = tables.get("scale")
+def _scale(file: _File, scale: Scale | None) -> Scale:
+    """The scale that is asked for, or that of a resolved recipe, which states its own."""
+    own = file.tables.get("scale")
     if not isinstance(own, str):
-        return tables, scale or Scale.CPU
+        return scale or Scale.CPU
     if own not in [entry.value for entry in Scale]:
-        raise UserError(f"{label}: {unknown('scale', own, [entry.value for entry in Scale])}")
+        raise UserError(f"{file.label}: {unknown('scale', own, [entry.value for entry in Scale])}")
     if scale not in (None, Scale(own)):
-        raise UserError(f"{label} is resolved at scale {own}, and scale {scale.value} cannot be had from it")
-    return {key: value for key, value in tables.items() if key != "scale"}, Scale(own)
+        raise UserError(f"{file.label} is resolved at scale {own}, and scale {scale.value} cannot be had from it")
+    return Scale(own)
+
+
+def _layers_of(file: _File, task: str, tier: Tier | None, scale: Scale) -> dict[str, Any]:
+    """What one file says of a task and tier at a scale."""
+    tables, label = file.tables, file.label
+    layers = {key: tables[key] for key in _LAYERS if key in tables}
+    at_scale: dict[str, Any] = {}
+    if not isinstance(tables.get("scale"), str):  # which a resolved recipe has instead of sections
+        at_scale = _section(tables, "scale", scale.value, [entry.value for entry in Scale], label)
+    for key, value in at_scale.items():
+        if key not in (*_LAYERS, "task"):
+            raise UserError(f"{label}: {unknown(f'key in [scale.{scale.value}]', key, [*_LAYERS, 'task'])}")
+        if key != "task":
+            layers = recipe.merge(layers, {key: value})
+    for place in (tables, at_scale):
+        layers = recipe.merge(layers, _of_task(place, task, tier, label))
+    return layers
 
 
 def _of_task(tables: Mapping[str, Any], task: str, tier: Tier | None, label: str) -> dict[str, Any]:
-    """What `[task.<task>]` and, over it, `[task.<task>.<tier>]` say."""
-    by_task = _section(tables, "task", task, sorted({*TASKS, task}), label)
+    """What the sections of `[task]` say of a task and tier: those for any task, for its family, and its own."""
+    sections = _table(tables, "task", label)
+    known = [_ANY, *(family.value for family in Family), *TASKS]
+    for name in sections:
+        # Other names are tasks of other people, unless one of ours is meant.
+        meant = name in {known_task.alias for known_task in TASKS.values()} or nearest(name, known, cutoff=_ALIKE)
+        if meant and name not in (*known, task):
+            raise UserError(f"{label}: {unknown('section in [task]', name, known)}")
     tiers = [entry.value for entry in Tier]
-    for key in by_task:
-        if key not in (*_LAYERS, *tiers):
-            raise UserError(f"{label}: {unknown(f'key in [task.{task}]', key, [*_LAYERS, *tiers])}")
-    layers = {key: value for key, value in by_task.items() if key not in tiers}
-    return layers if tier is None else recipe.merge(layers, _table(by_task, tier.value, label))
+    layers: dict[str, Any] = {}
+    for name in (_ANY, *([TASKS[task].family.value] if task in TASKS else []), task):
+        section = _table(sections, name, label)
+        for key in section:
+            if key not in (*_LAYERS, *tiers):
+                raise UserError(f"{label}: {unknown(f'key in [task.{name}]', key, [*_LAYERS, *tiers])}")
+        layers = recipe.merge(layers, {key: value for key, value in section.items() if key not in tiers})
+        if tier is not None:
+            layers = recipe.merge(layers, _table(section, tier.value, label))
+    return layers
 
 
 def _section(tables: Mapping[str, Any], kind: str, name: str, valid: list[str], label: str) -> dict[str, Any]:

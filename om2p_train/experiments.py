@@ -125,13 +125,21 @@ def protocol(name: str) -> Protocol:
 
 
 def narrowed(
-    experiment: Experiment, tasks: Sequence[str], tiers: Sequence[Tier], seeds: Sequence[int] | None = None
+    experiment: Experiment,
+    tasks: Sequence[str],
+    tiers: Sequence[Tier],
+    recipes: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
 ) -> list[Part]:
-    """The parts of an experiment on some of its tasks and tiers, empty means all; with other seeds, if there are any.
+    """The parts of an experiment with some of its tasks, tiers and recipes, empty means all; or with other seeds.
 
     Raises:
-        UserError: no such task, a seed twice, or nothing is left.
+        UserError: no such task, a recipe that it does not have, a seed twice, or nothing is left.
     """
+    has = list(dict.fromkeys(name for part in experiment.part for name in part.algorithms))
+    for name in recipes:
+        if name not in has:
+            raise unknown("recipe in the experiment", name, has)
     if seeds is not None and len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must be different numbers, not {', '.join(map(str, seeds))}")
     wanted = {find(task).name for task in tasks}
@@ -139,14 +147,14 @@ def narrowed(
     for part in experiment.part:
         kept = tuple(task for task in part.tasks if not wanted or find(task).name in wanted)
         some = tuple(tier for tier in part.tiers if not tiers or tier in tiers)
-        if kept and some:
-            parts.append(
-                part.model_copy(update={"tasks": kept, "tiers": some, "seeds": tuple(seeds) if seeds else part.seeds})
-            )
+        run = tuple(name for name in part.algorithms if not recipes or name in recipes)
+        if kept and some and run:
+            update = {"tasks": kept, "tiers": some, "algorithms": run, "seeds": tuple(seeds) if seeds else part.seeds}
+            parts.append(part.model_copy(update=update))
     if not parts:
-        has = ", ".join(sorted({find(task).alias for part in experiment.part for task in part.tasks}))
+        known = ", ".join(sorted({find(task).alias for part in experiment.part for task in part.tasks}))
         levels = ", ".join(dict.fromkeys(tier.value for part in experiment.part for tier in part.tiers))
-        raise UserError(f"the experiment has none of these: its tasks are {has}, its tiers {levels}")
+        raise UserError(f"the experiment has none of these: its tasks are {known}, its tiers {levels}")
     return parts
 
 

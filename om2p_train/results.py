@@ -20,6 +20,8 @@ from om2p_train import records, statistics
 from om2p_train.recorded_run import Run, read, read_any
 from om2p_train.run_folder import RUN_FILE
 
+_MOST_NAMES = 12  # of what is missing on one data set
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -113,7 +115,7 @@ class Results:
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for gap in self.gaps:
             groups[gap.dataset, gap.why].append(gap.label)
-        lines = [f"missing on {dataset}: {', '.join(found)} ({why})" for (dataset, why), found in groups.items()]
+        lines = [f"missing on {dataset}: {_first(found)} ({why})" for (dataset, why), found in groups.items()]
         versions = Counter(run.facts.versions.get("om2p") or "unknown" for run in self.runs)
         if len(versions) > 1:
             made = ", ".join(f"{version} ({count} runs)" for version, count in sorted(versions.items()))
@@ -305,6 +307,12 @@ def _rank(dataset: str) -> tuple[int, int]:
         list(TASKS).index(known.task) if known.task in TASKS else len(TASKS),
         tiers.index(known.tier) if known.tier in tiers else len(tiers),
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
 
 
 def _listed(values: Iterable[int]) -> str:

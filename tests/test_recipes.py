@@ -140,7 +140,7 @@ def test_settings_common_to_all_of_the_papers_runs(name: str) -> None:
 def test_presets(name: str, expected: tuple) -> None:
     options = config.load(name, "world", Tier.MEDIUM).options.model_dump()
     assert tuple(options[key] for key in ("time_pair", "derivative", "one_step", "target_actor")) == expected
-    assert (options["adaptive_power"] > 0) == (name == "om2p")
+    assert options["adaptive_power"] == 0
 
 
 # OMAR paper, appendix: alpha and c (published for these tiers alone).
@@ -158,7 +158,7 @@ def test_alpha_and_c_are_omars(suffix: str) -> None:
         for tier, (alpha, c) in {**by_tier, "medium-expert": by_tier["medium"]}.items():
             options = config.load(f"omar{suffix}", task, Tier(tier), Scale.PAPER).options.model_dump()
             assert (options["alpha"], options["c"]) == (alpha, c), (task, tier)
-            assert config.load(f"ma-cql{suffix}", task, Tier(tier)).options.model_dump()["alpha"] == alpha
+            assert config.load(f"ma-cql{suffix}", task, Tier(tier), Scale.PAPER).options.model_dump()["alpha"] == alpha
 
 
 @pytest.mark.parametrize(
@@ -269,6 +269,47 @@ def test_a_scale_may_have_values_of_its_own_for_a_task_and_tier(tmp_path: Path) 
     recipe.write_text('base = "ma-fql"\n[scale.cpu.task.world.optionz]\nalpha = 3.0\n')
     with pytest.raises(UserError, match=r"unknown key in \[task.world\] 'optionz'"):
         alpha("world", Tier.EXPERT)
+
+
+def test_what_a_recipe_says_counts_more_than_any_section_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(
+        'base = "ma-fql"\n[task.world.expert.options]\nalpha = 2.0\n[scale.cpu.task.world.options]\nalpha = 3.0\n'
+    )
+    own = tmp_path / "own.toml"
+    own.write_text('base = "base.toml"\n[options]\nalpha = 4.0\n[run]\nupdates = 600\n')
+    assert config.load(tmp_path / "base.toml", "world", Tier.EXPERT).options.model_dump()["alpha"] == 3.0
+    recipe = config.load(own, "world", Tier.EXPERT)
+    assert (recipe.options.model_dump()["alpha"], recipe.run.updates) == (4.0, 600)
+    assert recipe.run.evaluate_every == config.load("bc", "world", None).run.evaluate_every  # scale cpu's, from bc
+
+
+def test_a_family_of_tasks_may_have_values_in_common(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        'base = "ma-fql"\n[task.particle.options]\nflow_steps = 1\n[task.particle.expert.options]\nflow_steps = 2\n'
+        "[task.world.options]\nflow_steps = 3\n[scale.cpu.task.particle.medium.options]\nflow_steps = 4\n"
+        "[task.locomotion.options]\nflow_steps = 5\n[task.cooperative-navigation.expert.options]\nflow_steps = 6\n"
+    )
+
+    def steps(task: str, tier: Tier, scale: Scale = Scale.PAPER) -> int:
+        return config.load(recipe, task, tier, scale).options.model_dump()["flow_steps"]
+
+    assert steps("predator-prey", Tier.RANDOM) == 1
+    assert steps("predator-prey", Tier.EXPERT) == 2
+    assert steps("cooperative-navigation", Tier.EXPERT) == 6
+    assert steps("world", Tier.EXPERT) == 3  # a task's own are nearer than those of its family's tier
+    assert steps("world", Tier.MEDIUM, Scale.CPU) == 4
+    assert {steps(task, Tier.EXPERT) for task in ("hopper-3x1", "ant-2x4")} == {5}
+    assert steps("toy", Tier.EXPERT) == config.load("ma-fql", "toy", Tier.EXPERT).options.model_dump()["flow_steps"]
+    recipe.write_text(
+        'base = "ma-fql"\n[task.any.options]\nflow_steps = 7\n[task.any.expert.options]\nflow_steps = 8\n'
+        "[task.toy.options]\nflow_steps = 9\n[task.harvest.expert.options]\nflow_steps = 3\n"
+    )
+    assert [steps(task, Tier.EXPERT) for task in ("world", "toy", "harvest", "another")] == [8, 9, 3, 8]
+    assert steps("another", Tier.MEDIUM) == 7
+    recipe.write_text('base = "ma-fql"\n[task.particles.options]\nflow_steps = 1\n')
+    with pytest.raises(UserError, match=r"unknown section in \[task\] 'particles': did you mean 'particle'"):
+        steps("world", Tier.EXPERT)
 
 
 def test_later_layers_win_key_by_key() -> None:

@@ -1,7 +1,7 @@
 """OM2P: a mean-flow policy with one-step actions, guided by Q ("Offline Multi-Agent Mean-Flow Policy").
 
 Three presets, each a recipe made of the options below:
-om2p            ordered times, exact derivative, adaptive weight; acts with the best of several candidates (default);
+om2p            ordered times, exact derivative; acts with the best of several candidates (default);
 om2p-paper      the paper's text as float32 executes it: r = 1 - t from one draw, du/dr = 0;
 om2p-released   the authors' code: independent times, du/dr = 0, the network's raw output as action, no target actor.
 """

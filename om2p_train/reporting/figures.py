@@ -20,6 +20,7 @@ from om2p_train.statistics import Estimate
 _MOST_COLUMNS = 4  # of panels
 _THRESHOLDS = 101
 _LETTERS_PER_INCH = 12  # of a legend
+_LEGEND_LINES, _LEGEND_LINE = 4, 0.2  # that a figure has room for, and inches of each further one
 _LINES = ("-", "--", "-.", ":")  # a second sign beside the colour, once that is used up
 
 
@@ -203,5 +204,7 @@ def legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend for all panels; what several of them show is named once."""
     named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     longest = max(map(len, named), default=0)
-    fitting = int(figure.get_figwidth() * _LETTERS_PER_INCH / (longest + 6))
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(len(named), max(1, fitting)))
+    columns = max(1, min(len(named), int(figure.get_figwidth() * _LETTERS_PER_INCH / (longest + 6))))
+    lines = math.ceil(len(named) / columns)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * max(0, lines - _LEGEND_LINES))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns)

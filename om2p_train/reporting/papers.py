@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -110,6 +111,26 @@ def published(experiment: Experiment, results: Results) -> tables.Published:
     return {
         dataset: experiment.published.get(parts.task, {}).get(Tier(parts.tier), {}) for dataset, parts in known.items()
     }
+
+
+def settings_table(results: Results) -> Table | None:
+    """Options that are not the same for all data sets of a method, data sets by method and option; None without any."""
+    columns: dict[tuple[str, str], dict[str, Any]] = {}
+    for method in results.methods:
+        cells = {dataset: results.cell(dataset, method) for dataset in results.datasets}
+        values = {dataset: run.recipe["options"] for dataset, run in cells.items() if run is not None}
+        for key in dict.fromkeys(key for options in values.values() for key in options):
+            found = {dataset: options.get(key) for dataset, options in values.items()}
+            if len({str(value) for value in found.values()}) > 1:
+                columns[method, key] = found
+    if not columns:
+        return None
+    rows = [
+        (tables.short(dataset), *("" if dataset not in found else str(found[dataset]) for found in columns.values()))
+        for dataset in results.datasets
+    ]
+    header = ("data set", *(f"{method} {key}" for method, key in columns))
+    return Table("Options that differ between data sets", header, tuple(rows))
 
 
 def choice_table(results: Results) -> Table:

@@ -29,6 +29,15 @@ from om2p_train.results import Results, collect
 PAGE = "RESULTS.md"  # its usual name
 _RUNS = "runs"  # folder of an experiment's runs
 _VERSIONS = ("om2p", "torch")  # of the packages that decide numbers
+_READING = (
+    "How to read it. Returns are undiscounted returns of a team's episode, of final policies, over fresh "
+    "episodes; `data` is the mean return of the data set. A data set's tier says who played: `expert` and "
+    "`medium` are teams of two levels, `medium-expert` a mixture of both, `medium-replay` all that the medium "
+    "team saw while it learned. A scale says how much of everything is taken: `cpu` is a laptop's, `paper` the "
+    "papers'. Methods are recipes of `om2p-train`: `om2p-paper` and `om2p-released` are the OM2P paper's text and"
+    " its authors' code, `om2p` is ours, `bc-flow` is `om2p` without Q, and `vgm2p` a reconstruction. A scale's "
+    "recipes have what the tables under `tuning` mark, where there are any."
+)
 
 
 _Linked = Callable[[Mapping[str, Draw]], list[str]]  # figures by name -> links to them
@@ -135,6 +144,7 @@ def _top(places: Sequence[Path], page: Path) -> list[str]:
         "The papers' tables and figures from our own runs. A program wrote this page and its figures from the runs "
         f"recorded in {listed}; nothing was added by hand. The same command writes it again, also after more runs:",
         f"```bash\n{shlex.join(command)}\n```",
+        _READING,
     ]
 
 
@@ -199,9 +209,15 @@ def _part(part: Part, chapter: _Chapter, results: Results, show: _Linked) -> lis
         if aggregates is not None and improvement is not None:
             blocks += [_titled(aggregates), made]
             blocks += show({f"{part.name}-improvement": figures.plan(results)["improvement"]})
-            hidden = ("<details><summary>The same with intervals</summary>", _titled(improvement), made, "</details>")
-            blocks += hidden
+            blocks += _folded("The same with intervals", [_titled(improvement), made])
+        settings = papers.settings_table(results)
+        if settings is not None:
+            blocks += _folded("Settings", [_titled(settings)])
     return [*blocks, *filter(None, [_remarks(part, results)])]
+
+
+def _folded(summary: str, blocks: Sequence[str]) -> list[str]:
+    return [f"<details><summary>{summary}</summary>", *blocks, "</details>"]
 
 
 def _titled(table: Table) -> str:
@@ -222,19 +238,27 @@ def _made(results: Results) -> str:
         "evaluation episode": [run.episodes for run in results.runs],
         "update": [run.recipe["run"]["updates"] for run in results.runs],
     }
+    shapes = [" x ".join(map(str, run.recipe["network"]["hidden"])) for run in results.runs]
     words = [_counted(name, values, results) for name, values in counts.items()]
+    words.append(f"hidden layers {_with_others(shapes, results)}")
     return f"*Runs: scale {results.protocol}; {'; '.join(words)}; commit{'s' if many else ''} {listed}.*"
 
 
 def _counted(name: str, values: Sequence[int], results: Results) -> str:
-    """A number that most runs share, and which methods have another, or on which data sets, if a method has several."""
+    plural = "" if Counter(values).most_common(1)[0][0] == 1 else "s"
+    usual, space, others = _with_others([f"{value:,}" for value in values], results).partition(" ")
+    return f"{usual} {name}{plural}{space}{others}"
+
+
+def _with_others(values: Sequence[str], results: Results) -> str:
+    """What most runs share, and which methods have something else, or on which data sets, if a method has several."""
     (usual, _), *others = Counter(values).most_common()
     pairs = list(zip(values, results.labels, strict=True))
     if len(set(pairs)) > len(set(results.labels)):
         pairs = [(value, tables.short(run.dataset)) for value, run in zip(values, results.runs, strict=True)]
-    besides = (f"{_listed(label for value, label in pairs if value == other)}: {other:,}" for other, _ in others)
+    besides = (f"{_listed(label for value, label in pairs if value == other)}: {other}" for other, _ in others)
     found = "; ".join(besides)
-    return f"{usual:,} {name}{'' if usual == 1 else 's'}" + (f" ({found})" if found else "")
+    return usual + (f" ({found})" if found else "")
 
 
 def _remarks(part: Part, results: Results) -> str:

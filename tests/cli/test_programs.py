@@ -50,7 +50,11 @@ def help_of(program: str, *command: str) -> str:
         ),
         ("om2p-train", ["report"], "RUNS --out --title report.html table.md table.tex results.csv runs.jsonl PNG PDF"),
         ("om2p-train", ["publish"], "FOLDERS --out reproduce runs.jsonl RESULTS.md"),
-        ("om2p-train", ["reproduce"], "NAME --scale --tasks --tiers --seeds --engine --list table1 vgm2p strict"),
+        (
+            "om2p-train",
+            ["reproduce"],
+            "NAME --scale --tasks --tiers --recipes --seeds --engine --list table1 vgm2p strict",
+        ),
         ("om2p-train", ["render"], "POLICY --out --seed --episodes --max-steps GIF"),
     ],
 )

@@ -61,6 +61,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_from_nothing_and_given_again(run: Run, here: Path, tiny: None) -> None:
+    one = run("om2p-train", "reproduce", "tiny", "--recipes", "bc-flow, ", "--list")
+    assert "bc-flow" in one.out
+    assert "--algo bc " not in one.out
+    assert_one_line(
+        run("om2p-train", "reproduce", "tiny", "--recipes", " "), "--recipes ' ' names nothing: write names"
+    )
     listed = run("om2p-train", "reproduce", "tiny", "--list")
     assert [line.split()[0] for line in listed.out.splitlines()[::2]] == ["waiting"] * 3
     made = run("om2p-train", "reproduce", "tiny", "--workers", "2")

@@ -91,7 +91,10 @@ def test_run_refuses_options_that_make_no_sense_together(run: Run, here: Path) -
         ('base = "bc"\n[task]\ncooperative-navigation = 3\n', r"navigation = 3 is wrong: it must be a table"),
         ('base = "bc"\n[task.cooperative-navigation]\nrandom = 3\n', r"random = 3 is wrong: it must be a table"),
         ('base = "bc"\n[task.cooperative-navigation.randm]\n', r"unknown key in .* 'randm': did you mean 'random'"),
-        ('base = "bc"\n[scale.cpu.optins]\n', r"mine\.toml: unknown key 'optins': did you mean 'options'"),
+        (
+            'base = "bc"\n[scale.cpu.optins]\n',
+            r"mine\.toml: unknown key in \[scale\.cpu\] 'optins': did you mean 'options'",
+        ),
     ],
 )
 def test_run_refuses_a_recipe_file(text: str, message: str, run: Run, here: Path) -> None:

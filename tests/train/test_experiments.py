@@ -78,6 +78,12 @@ def test_a_part_can_be_narrowed():
     assert part.tasks == ("cooperative-navigation",)
     assert part.tiers == (Tier.MEDIUM, Tier.EXPERT)
     assert experiments.narrowed(experiments.read("table1"), [], []) == list(experiments.read("table1").part)
+    (part,) = experiments.narrowed(experiments.read("table1"), [], [], ["om2p", "bc"], [7])
+    assert (part.algorithms, part.seeds) == (("bc", "om2p"), (7,))
+    (part,) = experiments.narrowed(experiments.read("tuning"), [], [], ["omar"])
+    assert part.name == "omar"
+    with pytest.raises(UserError, match="unknown recipe in the experiment 'om2q': did you mean 'om2p'"):
+        experiments.narrowed(experiments.read("table1"), [], [], ["bc", "om2q"])
     with pytest.raises(UserError, match=r"none of these: its tasks are world, its tiers medium-replay, .*expert$"):
         experiments.narrowed(experiments.read("figure4"), ["cn"], [])
 

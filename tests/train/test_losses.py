@@ -78,7 +78,9 @@ def _adaptive(square, power):
 @pytest.mark.parametrize("preset", ["om2p", "om2p-paper", "om2p-released", "om2p-paper-gradient"])
 @torch.no_grad()
 def test_om2p(preset, random_dataset):
-    algorithm, batch, noise = one_batch(preset, random_dataset, [0], "options.eta=0.7")
+    power = 0.5 if preset == "om2p" else 0.0
+    settings = ("options.eta=0.7", f"options.adaptive_power={power}")
+    algorithm, batch, noise = one_batch(preset, random_dataset, [0], *settings)
     _shift_targets(algorithm)
     critic_loss, actor_loss = algorithm.critic_loss(batch, noise), algorithm.actor_loss(batch, noise)
     raw = preset == "om2p-released"
@@ -98,8 +100,8 @@ def test_om2p(preset, random_dataset):
         exact = preset in ("om2p", "om2p-paper-gradient")
         guess, target = _mean_flow_target(u, b["obs"], b["actions"], n["eps"], n["times"], exact)
         square = ((guess - target) ** 2).sum(-1)
-        if preset == "om2p":
-            square = _adaptive(square, 0.5)
+        if power > 0:
+            square = _adaptive(square, power)
         action = _one_step(u, b["obs"], n["eps_policy"], raw)
         values = np.mean([_q(net, b["obs"], action) for net in q], 0)
         assert actor_loss[k].item() == pytest.approx(square.mean() - 0.7 * values.mean(), rel=1e-4)

@@ -164,8 +164,11 @@ def test_a_page_says_what_was_found_and_what_the_runs_were(here):
         "om2p": ["2 of 2", "2 of 2"],
     }
     assert "- missing: 3 of 8 runs, om2p on world (medium); all on world (expert)\n" in page
-    made = "*Runs: scale cpu; 3 seeds; 2 evaluation episodes; 200 updates; commit abcdef.*"
-    assert page.count(made) == page.count("\n#### ") == 4
+    made = "*Runs: scale cpu; 3 seeds; 2 evaluation episodes; 200 updates; hidden layers 128 x 128; commit abcdef.*"
+    assert page.count(made) == page.count("\n#### ") - 1 == 4
+    settings = table_below(page, "#### Options that differ between data sets")
+    assert settings["data set"][:2] == ["om2p eta", "om2p noise_scale"]
+    assert settings["cooperative-navigation expert"][:2] == ["0.03", "0.25"]
     assert "earlier form" not in page
     assert str(here) not in page
 

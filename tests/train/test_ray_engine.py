@@ -35,7 +35,7 @@ settings = [
     "network.hidden=[8]",
 ]
 """
-OWN = 'base = "bc"\n[fixed.optimizer]\nbatch_size = 16\n'
+OWN = 'base = "bc"\n[optimizer]\nbatch_size = 16\n'
 
 
 @pytest.fixture(scope="module")

@@ -62,11 +62,11 @@ def test_methods_are_named_by_what_tells_them_apart(tmp_path):
 
 def test_runs_of_one_name_on_one_data_set_are_told_apart(tmp_path):
     one = results.read(write_run(tmp_path / "one", "om2p"))
-    changed = one.recipe | {"options": one.recipe["options"] | {"eta": 0.3}}
+    changed = one.recipe | {"options": one.recipe["options"] | {"eta": 0.2}}
     other = results.read(write_run(tmp_path / "other", "om2p", recipe=changed))
     again = results.read(write_run(tmp_path / "again", "om2p", recipe=changed))
     assert results.labels([one]) == ["om2p"]
-    assert results.labels([one, other]) == ["om2p, eta=0.1", "om2p, eta=0.3"]
+    assert results.labels([one, other]) == ["om2p, eta=0.3", "om2p, eta=0.2"]
     assert results.labels([other, again]) == [f"om2p ({tmp_path / 'other'})", f"om2p ({tmp_path / 'again'})"]
     paper = results.read(write_run(tmp_path / "paper", "om2p", scale=Scale.PAPER))
     assert results.labels([one, paper]) == ["om2p, scale=cpu", "om2p, scale=paper"]
