@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ RECORDS = Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce" / "
 TUNING = experiments.read("tuning")
 # bc is the base of all recipes, and its step size is theirs: HalfCheetah's better one differs by a thousandth.
 EXCEPTIONS = {("bc", "halfcheetah-2x3"): ("optimizer.learning_rate=1e-3",)}
+
+STANDS_FOR = {"world": ["world", "predator-prey"]}
+STANDS_FOR_TIERS = {"medium": [Tier.MEDIUM_REPLAY, Tier.MEDIUM, Tier.MEDIUM_EXPERT], "expert": [Tier.EXPERT]}
 
 
 @pytest.mark.parametrize("part", TUNING.part, ids=lambda part: part.name)
@@ -34,11 +38,11 @@ def test_recipes_hold_what_was_chosen(part: Part) -> None:
         variants = found.of(dataset)
         best = max(variants, key=lambda run: run.final.mean())
         parts = parse_id(dataset)
-        for tier in [Tier.MEDIUM, Tier.MEDIUM_EXPERT] if parts.tier == "medium" else [Tier(parts.tier)]:
-            tables = config.load(recipe, parts.task, tier, Scale.CPU).tables()
+        for task, tier in product(STANDS_FOR.get(parts.task, [parts.task]), STANDS_FOR_TIERS[parts.tier]):
+            tables = config.load(recipe, task, tier, Scale.CPU).tables()
             (held,) = (run for run in variants if holds(tables, parse_overrides(run.settings)))
             chosen = EXCEPTIONS.get((recipe, parts.task), best.settings)
-            assert held.settings == chosen, (dataset, tier)
+            assert held.settings == chosen, (dataset, task, tier)
 
 
 def holds(tables: dict, overrides: dict) -> bool:
