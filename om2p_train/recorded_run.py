@@ -90,6 +90,7 @@ class Run:
         episodes: evaluation episodes of a seed.
         scale: scale of the recipe.
         facts: what else stands in run.json.
+        joined: the runs whose seeds were put together in this one; empty for a run as it was trained.
     """
 
     name: str
@@ -106,6 +107,12 @@ class Run:
     episodes: int
     scale: str
     facts: Facts
+    joined: tuple[Run, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Run, ...]:
+        """What was trained: the runs that were joined, or this one."""
+        return self.joined or (self,)
 
     @property
     def final(self) -> np.ndarray:

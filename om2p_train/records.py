@@ -34,7 +34,7 @@ class _Record(Facts):
 
 
 def write(runs: Iterable[Run], path: Path) -> None:
-    """Write records of finished runs, in their order.
+    """Write records of finished runs, in their order; of runs that were joined, one each.
 
     Raises:
         UserError: the file cannot be written.
@@ -46,7 +46,8 @@ def write(runs: Iterable[Run], path: Path) -> None:
             updates=run.updates.tolist(),
             returns=run.returns.tolist(),
         ).model_dump_json()
-        for run in runs
+        for whole in runs
+        for run in whole.parts
     ]
     text = "".join(f"{line}\n" for line in lines)
     try:

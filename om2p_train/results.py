@@ -17,6 +17,7 @@ from om2p_data.recipe import parse_overrides
 from om2p_data.storage import parse_id
 from om2p_data.tiers import Tier
 from om2p_train import records, statistics
+from om2p_train.pooling import pool
 from om2p_train.recorded_run import Run, read, read_any
 from om2p_train.run_folder import RUN_FILE
 
@@ -151,6 +152,8 @@ class Results:
 def gather(places: Sequence[Path]) -> Results:
     """Read run folders, all run folders below other folders, and files of records.
 
+    Finished runs that differ in their seeds alone become one (`pooling`).
+
     Args:
         places: run folders, which must be whole and finished; below any other folder, unfinished runs are reported as
             gaps, and damaged ones in the notes; files of records.
@@ -167,6 +170,7 @@ def gather(places: Sequence[Path]) -> Results:
     if not any(run.facts.finished for run in every):
         why = [*damaged, *(f"{run.folder} has not finished" for run in every)]
         raise UserError(f"none of these runs can be reported: {'; '.join(why)}")
+    every = pool(every)
     present = {(run.dataset, label): None for run, label in zip(every, labels(every), strict=True)}  # ordered
     datasets, methods = ({pair[index]: None for pair in present} for index in (0, 1))
     absent = [Gap(data, method, "no run") for data in datasets for method in methods if (data, method) not in present]

@@ -21,6 +21,7 @@ from om2p_data.storage import parse_id, reason, write_whole
 from om2p_train import experiments
 from om2p_train.config import Scale
 from om2p_train.experiments import Experiment, Part, Show
+from om2p_train.pooling import pool
 from om2p_train.recorded_run import Run
 from om2p_train.records import RECORDS_FILE
 from om2p_train.reporting import figures, papers, tables
@@ -129,7 +130,7 @@ def _sources(folder: Path) -> list[Path]:
 def _chapter(name: str, scale: str, folders: Sequence[Path]) -> _Chapter:
     runs, damaged = collect(source for folder in folders for source in _sources(folder))
     experiment = experiments.read(name)
-    finished = [run for run in runs if run.facts.finished]
+    finished = pool(run for run in runs if run.facts.finished)
     found, left = experiments.assign(experiment.part, experiments.protocol(scale), finished)
     named = tuple((part, replace(results, protocol=scale)) for part, results in found)
     return _Chapter(name, scale, experiment, named, tuple(run.folder.name for run in left), tuple(damaged))
@@ -156,8 +157,8 @@ def _status(chapters: Sequence[_Chapter]) -> list[str]:
             one.scale,
             f"{len(one.runs)} of {one.cells}",
             _listed(str(len(run.facts.seeds)) for run in one.runs),
-            _listed(run.facts.hardware for run in one.runs),
-            _listed(run.facts.commit or "unknown" for run in one.runs),
+            _listed(part.facts.hardware for run in one.runs for part in run.parts),
+            _listed(part.facts.commit or "unknown" for run in one.runs for part in run.parts),
             *(_listed(run.facts.versions.get(name) or "" for run in one.runs) for name in _VERSIONS),
         )
         for one in chapters
@@ -230,7 +231,7 @@ def _sentence(text: str) -> str:
 
 def _made(results: Results) -> str:
     """What the runs of a table were."""
-    commits = Counter(run.facts.commit or "unknown" for run in results.runs)
+    commits = Counter(part.facts.commit or "unknown" for run in results.runs for part in run.parts)
     many = len(commits) > 1
     listed = ", ".join(f"{commit} ({count} runs)" if many else commit for commit, count in commits.items())
     counts = {

@@ -183,7 +183,8 @@ def configurations(results: Results) -> Table:
             run.facts.started[:10],
             str(run.folder),
         )
-        for run, label in zip(results.runs, results.labels, strict=True)
+        for whole, label in zip(results.runs, results.labels, strict=True)
+        for run in whole.parts
     ]
     header = ("data set", "method", "scale", "seeds", "overrides", "om2p", "commit", "started", "folder")
     return Table("What was run", header, tuple(rows), text_columns=len(header))
@@ -242,6 +243,7 @@ def comma_separated(results: Results) -> str:
     writer.writerow([*header, "folder"])
     for run, label in zip(results.runs, results.labels, strict=True):
         final, best = run.normalized(run.final), run.normalized(run.best)
+        folders = {seed: part.folder for part in run.parts for seed in part.facts.seeds}
         for index, seed in enumerate(run.facts.seeds):
             values = [run.final[index], run.best[index]]
             values += ["", ""] if final is None or best is None else [final[index], best[index]]
@@ -250,7 +252,7 @@ def comma_separated(results: Results) -> str:
                 [run.dataset, run.dataset_hash, label, run.name, run.scale, seed]
                 + [run.updates[-1] if run.played else 0, run.episodes]
                 + ["" if value is None or value != value else value for value in values]
-                + [run.folder]
+                + [folders[seed]]
             )
     return out.getvalue()
 

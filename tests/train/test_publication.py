@@ -230,6 +230,17 @@ def test_of_several_runs_of_a_cell_one_is_shown_and_the_page_says_so(here):
     assert page.endswith("- recorded, and no part of the experiment as it is today: long\n")
 
 
+def test_seeds_that_were_trained_later_count_in_their_cell(here):
+    cpu = here / "reproduce" / "tiny-cpu" / "runs"
+    write_run(cpu / "early", "bc", ((1, 2, 3), (249, 250, 251)), settings=SHORT)
+    write_run(cpu / "late", "bc", ((1, 2), (252, 253)), settings=SHORT, first_seed=3, commit="123456")
+    page = published("reproduce")
+    assert table_below(page, "#### Final returns")["cooperative-navigation medium"][1] == "**251.0 ± 1.6**"
+    assert "*Runs: scale cpu; 5 seeds; " in page
+    assert "; commits abcdef (1 runs), 123456 (1 runs).*" in page
+    assert "was run 2 times" not in page
+
+
 def test_runs_of_an_earlier_recipe_are_named_with_what_has_changed(here):
     write_table(here / "reproduce" / "tiny-cpu")
     replaced = here / "reproduce" / "tiny-cpu" / "runs" / "cn-medium-om2p"

@@ -24,12 +24,13 @@ def write_run(
     settings: Sequence[str] = (),
     scale: Scale = Scale.CPU,
     finished: bool = True,
+    first_seed: int = 0,
     **changes: Any,
 ) -> Path:
     """A run with these returns, one row an evaluation and one column a seed; each is the mean of two episodes."""
     name = find(task).name
     recipe = config.load(algo, name, Tier.parse(tier), scale, settings)
-    seeds = list(range(len(returns[0])))
+    seeds = list(range(first_seed, first_seed + len(returns[0])))
     run = {"updates": 100 * len(returns), "evaluate_every": 100, "evaluation_episodes": 2}
     tables = recipe.tables() | {"run": recipe.tables()["run"] | run}
     facts = {
