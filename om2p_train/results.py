@@ -51,6 +51,7 @@ class Results:
         runs: all of them, and labels: a name for each, the same for the same method on another data set.
         gaps: what is missing; damaged: what could not be read; remarks: what else a reader must know.
         protocol: name of the scale of reproduction, if it was one.
+        order: of the methods, those without a run among them; others come after.
     """
 
     runs: tuple[Run, ...]
@@ -59,6 +60,7 @@ class Results:
     damaged: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     protocol: str = ""
+    order: tuple[str, ...] = ()
 
     @property
     def datasets(self) -> list[str]:
@@ -67,7 +69,7 @@ class Results:
 
     @property
     def methods(self) -> list[str]:
-        return list(dict.fromkeys(self.labels))
+        return [method for method in dict.fromkeys((*self.order, *self.labels)) if method in self.labels]
 
     @property
     def scales(self) -> str:
@@ -228,7 +230,8 @@ def assemble(
                 "(content hashes differ): report them apart"
             )
     own_runs, own_labels = tuple(run for run, _ in finished), tuple(label for _, label in finished)
-    return Results(own_runs, own_labels, (*gaps, *absent), tuple(damaged))
+    order = tuple(dict.fromkeys(label for _, label in named))
+    return Results(own_runs, own_labels, (*gaps, *absent), tuple(damaged), order=order)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

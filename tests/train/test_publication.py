@@ -230,6 +230,14 @@ def test_of_several_runs_of_a_cell_one_is_shown_and_the_page_says_so(here):
     assert page.endswith("- recorded, and no part of the experiment as it is today: long\n")
 
 
+def test_columns_stand_as_the_experiment_has_them_whatever_has_run(here):
+    cpu = here / "reproduce" / "tiny-cpu" / "runs"
+    write_run(cpu / "first", "om2p", settings=SHORT)
+    write_run(cpu / "second", "bc", settings=SHORT, tier="expert")
+    header = table_below(published("reproduce"), "#### Final returns")["data set"]
+    assert [name for name in header if "*" not in name] == ["data", "bc", "om2p"]
+
+
 def test_seeds_that_were_trained_later_count_in_their_cell(here):
     cpu = here / "reproduce" / "tiny-cpu" / "runs"
     write_run(cpu / "early", "bc", ((1, 2, 3), (249, 250, 251)), settings=SHORT)
