@@ -34,7 +34,9 @@ def reproduce(
     tasks: Annotated[str | None, typer.Option(help="Only these tasks of it: cn,hc.")] = None,
     tiers: Annotated[str | None, typer.Option(help="Only these tiers of it: medium,expert.")] = None,
     recipes: Annotated[str | None, typer.Option(help="Only these recipes of it: bc,om2p.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Other seeds: 0-4 or 0,2,5.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Other seeds: 0-4 or 0,2,5. Tables join them with those of earlier runs.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cpu for scale cpu, otherwise cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder. Default: reproduce/<name>-<scale>.")] = None,
     root: Root = None,
@@ -52,11 +54,11 @@ def reproduce(
 ) -> None:
     """Make the data, train all that a paper's table or figure needs, and lay it out beside the paper's numbers.
 
-    What is finished stays; what was interrupted goes on. The same command can be given again at any time.
+    What is finished stays; what was interrupted goes on. The same command can be given again at any time, also with
+    other tasks, tiers, recipes or seeds: tables and files hold all that has run so far.
     """
     from om2p_data.tiers import Tier
     from om2p_train import experiments
-    from om2p_train import sweep as sweeps
     from om2p_train.reporting import papers
 
     if name is None:
@@ -84,7 +86,7 @@ def reproduce(
         return
     outcome = job_lists.work(jobs, means, amount.device, out / "logs", name, quiet=quiet)
     if outcome.stopped_by is None:  # who stops a night's work wants it to stop
-        found = [(part, sweeps.results(cells[part.name])) for part in parts]
+        found = experiments.standing(experiment, amount, cells, out / "runs")
         text, paths = papers.write(experiment, scale, found, out)
         print(text + (f"\n\nwrote {', '.join(path.name for path in paths)} in {out}" if paths else ""))
     given |= {"seeds": seeds, "device": device, "root": None if root is None else str(root)}

@@ -145,13 +145,12 @@ def _of_runs(folders: Sequence[Path]) -> tuple[list[Method], list[str]]:
             label=label,
             dataset=run.dataset,
             dataset_hash=run.dataset_hash,
-            paths=tuple(part.folder / POLICIES / f"seed{seed}.safetensors" for part, seed in own),
-            seeds=tuple(seed for _, seed in own),
+            paths=tuple(folder / POLICIES / f"seed{seed}.safetensors" for seed, folder in run.folders.items()),
+            seeds=run.facts.seeds,
         )
         for dataset in found.datasets
         for run, label in named
         if run.dataset == dataset
-        for own in [[(part, seed) for part in run.parts for seed in part.facts.seeds]]
     ]
     unfinished = [f"left out: {gap}" for gap in found.gaps if gap.why == "not finished"]
     return methods, [*unfinished, *(f"left out: {why}" for why in found.damaged)]

@@ -20,8 +20,10 @@ from om2p_data.recipe import Record
 from om2p_data.tiers import Tier
 from om2p_train import sweep
 from om2p_train.config import Scale
+from om2p_train.pooling import pool
 from om2p_train.recorded_run import Run, planned
-from om2p_train.results import Results, assemble, flat
+from om2p_train.results import Results, assemble, collect, flat
+from om2p_train.run_folder import RUN_FILE
 from om2p_train.sweep import Job, SweepRecipe, TrainJob
 
 _FOLDER, _PROTOCOLS = "paper", "protocols.toml"  # of the bundled recipes
@@ -209,6 +211,30 @@ def assign(
     used = {id(run) for some in belonging.values() for run in some}
     found = [(part, _results(cells[part.name], belonging)) for part in parts]
     return found, [run for run in runs if id(run) not in used]
+
+
+def standing(
+    experiment: Experiment, amount: Protocol, asked: Mapping[str, Sequence[TrainJob]], folder: Path
+) -> list[tuple[Part, Results]]:
+    """All finished runs of an experiment in a folder, whichever call made them; its gaps are those of what was asked.
+
+    Args:
+        experiment: what they belong to.
+        amount: the scale of reproduction.
+        asked: the cells of each part that a call was about.
+        folder: of the runs.
+
+    Returns:
+        The results of the parts that have any.
+
+    Raises:
+        UserError: a run that was asked for is damaged, or runs of a part learned from different data.
+    """
+    runs, damaged = collect([folder]) if any(folder.rglob(RUN_FILE)) else ([], [])
+    found, _ = assign(experiment.part, amount, pool(run for run in runs if run.facts.finished))
+    gaps = {name: sweep.results(cells).gaps for name, cells in asked.items()}
+    own = [(part, replace(one, gaps=gaps.get(part.name, ()), damaged=tuple(damaged))) for part, one in found]
+    return [(part, results) for part, results in own if results.runs or results.gaps]
 
 
 def _belongs(run: Run, cell: TrainJob) -> bool:

@@ -6,7 +6,7 @@ Seeds do not touch each other within a run, so it does not matter which of them 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -16,30 +16,34 @@ from om2p_train.recorded_run import Run, Timing
 
 
 def pool(runs: Iterable[Run]) -> list[Run]:
-    """Runs with finished ones of the same recipe on the same data joined, if no two have a seed in common.
+    """Runs with finished ones of the same recipe on the same data joined, as long as no two have a seed in common.
 
     Args:
         runs: finished or not.
 
     Returns:
-        In the order of the first of each; those that were joined are the `parts` of a run, and its seeds ascend.
+        Those that were joined are the `parts` of a run, which like its seeds ascend. Of runs that share a seed the one
+        with more seeds is joined to others, of as many the later; the rest stand as they are.
     """
     groups: dict[str, list[Run]] = defaultdict(list)
     for index, run in enumerate(runs):
         groups[_same(run) if run.facts.finished else str(index)].append(run)
     found = []
     for group in groups.values():
-        seeds = Counter(seed for run in group for seed in run.facts.seeds)
-        apart = len(group) > 1 and max(seeds.values()) == 1
-        found += [_joined(group)] if apart else group
+        apart: list[Run] = []
+        for run in sorted(group, key=lambda run: (len(run.facts.seeds), run.facts.started), reverse=True):
+            if not any({*run.facts.seeds} & {*other.facts.seeds} for other in apart):
+                apart.append(run)
+        kept = [run for run in group if not any(run is one for one in apart)]
+        found += [_joined(sorted(apart, key=lambda run: run.facts.seeds)) if len(apart) > 1 else apart[0], *kept]
     return found
 
 
 def _same(run: Run) -> str:
     """What runs have in common that differ in their seeds, and in where and when they were made, alone."""
     version = run.facts.versions.get("om2p")
-    key = (run.name, run.dataset, run.dataset_hash, run.scale, sorted(run.settings), run.recipe, version, run.played)
-    return json.dumps(key, sort_keys=True)
+    key = (run.name, run.dataset, run.dataset_hash, run.scale, sorted(run.settings), run.recipe, version)
+    return json.dumps([*key, run.updates.tolist()], sort_keys=True)
 
 
 def _joined(runs: Sequence[Run]) -> Run:

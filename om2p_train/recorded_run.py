@@ -115,6 +115,12 @@ class Run:
         return self.joined or (self,)
 
     @property
+    def folders(self) -> dict[int, Path]:
+        """Where each seed was trained, in the order of the seeds."""
+        found = {seed: part.folder for part in self.parts for seed in part.facts.seeds}
+        return {seed: found[seed] for seed in self.facts.seeds}
+
+    @property
     def final(self) -> np.ndarray:
         """Returns of the final policy, one a seed, [S]; NaN where there are none."""
         return self.returns[-1] if len(self.returns) else np.full(self.returns.shape[1], np.nan)

@@ -87,16 +87,25 @@ class Results:
     def compared(self) -> Compared | None:
         """Methods and data sets that can be compared, each method having normalised scores of each data set.
 
-        Either methods or data sets with gaps are left out, whichever leaves more runs; None if there is nothing then.
+        What is left out has gaps; what stays is as many cells as can be. None if there is nothing to compare.
         """
         scored = {(run.dataset, label) for run, label in self._pairs() if run.played and run.task is not None}
-        datasets = [dataset for dataset in self.datasets if any((dataset, method) in scored for method in self.methods)]
-        methods = [method for method in self.methods if any((dataset, method) in scored for dataset in datasets)]
-        whole = [method for method in methods if all((dataset, method) in scored for dataset in datasets)]
-        shared = [dataset for dataset in datasets if all((dataset, method) in scored for method in methods)]
-        choices = [Compared(whole, datasets), Compared(methods, shared)]
+        has: dict[str, set[str]] = defaultdict(set)
+        for dataset, label in scored:
+            has[label].add(dataset)
+        # A block of methods by data sets is whole for what some methods have in common: two of them, or all.
+        common = {frozenset(one & other) for one in has.values() for other in has.values()}
+        common |= {frozenset.intersection(*common)} if common else set()
+        choices = []
+        for shared in common:
+            methods = [method for method in self.methods if has[method] >= shared]
+            choices.append(Compared(methods, [dataset for dataset in self.datasets if dataset in shared]))
         possible = [choice for choice in choices if len(choice.methods) > 1 and choice.datasets]
-        return max(possible, key=lambda choice: len(choice.methods) * len(choice.datasets), default=None)
+        return max(
+            possible,
+            key=lambda choice: (len(choice.methods) * len(choice.datasets), len(choice.datasets), choice.datasets),
+            default=None,
+        )
 
     def scores(self, method: str, datasets: Iterable[str]) -> list[np.ndarray]:
         """Normalised final scores of a method, [S] for each data set."""
@@ -137,6 +146,9 @@ class Results:
             if unequal:
                 alike[f"methods have different numbers of {', '.join(unequal)}"].append(dataset)
         lines += [f"{', '.join(found)}: {remark}" for remark, found in alike.items()]
+        joined = [f"{label} on {run.dataset}" for run, label in self._pairs() if run.joined]
+        if joined:
+            lines.append(f"seeds that were trained apart stand together: {_first(joined)}")
         fewest = min((len(run.final) for run in self.runs), default=0)
         if fewest == 1:
             lines.append("a run of one seed has no interval, and tells nothing apart")

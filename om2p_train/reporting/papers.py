@@ -78,11 +78,12 @@ def write(
 def _whole(found: Iterable[Results]) -> Results:
     """All runs of all parts; a run that several parts show is one run."""
     runs: dict[Path, Run] = {}
-    gaps = []
+    said: dict[str, list[Any]] = {"gaps": [], "damaged": [], "remarks": []}
     for results in found:
         runs |= {run.folder: run for run in results.runs}
-        gaps += results.gaps
-    return assemble(list(runs.values()), {}, list(dict.fromkeys(gaps)))
+        for name, lines in said.items():
+            lines += getattr(results, name)
+    return replace(assemble(list(runs.values()), {}), **{name: tuple(dict.fromkeys(said[name])) for name in said})
 
 
 def lay(part: Part, experiment: Experiment, results: Results) -> Laid:

@@ -35,7 +35,7 @@ _READING = (
     "episodes; `data` is the mean return of the data set. A data set's tier says who played: `expert` and "
     "`medium` are teams of two levels, `medium-expert` a mixture of both, `medium-replay` all that the medium "
     "team saw while it learned. A scale says how much of everything is taken: `cpu` is a laptop's, `paper` the "
-    "papers'. Methods are recipes of `om2p-train`: `om2p-paper` and `om2p-released` are the OM2P paper's text and"
+    "papers'. Bold marks the best and all that a test cannot tell from it, be it for a large spread. Methods are recipes of `om2p-train`: `om2p-paper` and `om2p-released` are the OM2P paper's text and"
     " its authors' code, `om2p` is ours, `bc-flow` is `om2p` without Q, and `vgm2p` a reconstruction. A scale's "
     "recipes have what the tables under `tuning` mark, where there are any."
 )
@@ -159,7 +159,10 @@ def _status(chapters: Sequence[_Chapter]) -> list[str]:
             _listed(str(len(run.facts.seeds)) for run in one.runs),
             _listed(part.facts.hardware for run in one.runs for part in run.parts),
             _listed(part.facts.commit or "unknown" for run in one.runs for part in run.parts),
-            *(_listed(run.facts.versions.get(name) or "" for run in one.runs) for name in _VERSIONS),
+            *(
+                _listed(part.facts.versions.get(name) or "" for run in one.runs for part in run.parts)
+                for name in _VERSIONS
+            ),
         )
         for one in chapters
     ]
@@ -233,7 +236,9 @@ def _made(results: Results) -> str:
     """What the runs of a table were."""
     commits = Counter(part.facts.commit or "unknown" for run in results.runs for part in run.parts)
     many = len(commits) > 1
-    listed = ", ".join(f"{commit} ({count} runs)" if many else commit for commit, count in commits.items())
+    listed = ", ".join(
+        f"{commit} ({count} run{'s' if count > 1 else ''})" if many else commit for commit, count in commits.items()
+    )
     counts = {
         "seed": [len(run.facts.seeds) for run in results.runs],
         "evaluation episode": [run.episodes for run in results.runs],

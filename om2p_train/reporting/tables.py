@@ -243,8 +243,7 @@ def comma_separated(results: Results) -> str:
     writer.writerow([*header, "folder"])
     for run, label in zip(results.runs, results.labels, strict=True):
         final, best = run.normalized(run.final), run.normalized(run.best)
-        folders = {seed: part.folder for part in run.parts for seed in part.facts.seeds}
-        for index, seed in enumerate(run.facts.seeds):
+        for index, (seed, folder) in enumerate(run.folders.items()):
             values = [run.final[index], run.best[index]]
             values += ["", ""] if final is None or best is None else [final[index], best[index]]
             values += [run.dataset_return, run.random_return]
@@ -252,7 +251,7 @@ def comma_separated(results: Results) -> str:
                 [run.dataset, run.dataset_hash, label, run.name, run.scale, seed]
                 + [run.updates[-1] if run.played else 0, run.episodes]
                 + ["" if value is None or value != value else value for value in values]
-                + [folders[seed]]
+                + [folder]
             )
     return out.getvalue()
 

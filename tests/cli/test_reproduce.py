@@ -89,6 +89,25 @@ def test_a_table_from_nothing_and_given_again(run: Run, here: Path, tiny: None) 
     )
 
 
+def test_what_was_asked_for_apart_stands_together(run: Run, here: Path, tiny: None) -> None:
+    bc = run("om2p-train", "reproduce", "tiny", "--recipes", "bc")
+    assert "bc-flow" not in bc.out
+    flow = run("om2p-train", "reproduce", "tiny", "--recipes", "bc-flow")
+    assert "±" in bc.out
+    assert "bc-flow" in flow.out
+    records = here / "reproduce" / "tiny-cpu" / "runs.jsonl"
+    assert [json.loads(line)["recipe_name"] for line in records.read_text().splitlines()] == ["bc", "bc-flow"]
+    more = run("om2p-train", "reproduce", "tiny", "--recipes", "bc", "--seeds", "2-3")
+    assert more.code == 0, more.err
+    assert "seeds that were trained apart stand together: bc on om2p/cooperative-navigation/random-v0" in more.out
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    assert [(row["recipe_name"], row["seeds"]) for row in rows] == [
+        ("bc", [0, 1]),
+        ("bc", [2, 3]),
+        ("bc-flow", [0, 1]),
+    ]
+
+
 def test_without_a_name_the_experiments_are_listed(run: Run, here: Path) -> None:
     found = run("om2p-train", "reproduce")
     assert [line.split()[0] for line in found.out.splitlines()] == experiments.names()

@@ -245,7 +245,7 @@ def test_seeds_that_were_trained_later_count_in_their_cell(here):
     page = published("reproduce")
     assert table_below(page, "#### Final returns")["cooperative-navigation medium"][1] == "**251.0 ± 1.6**"
     assert "*Runs: scale cpu; 5 seeds; " in page
-    assert "; commits abcdef (1 runs), 123456 (1 runs).*" in page
+    assert "; commits abcdef (1 run), 123456 (1 run).*" in page
     assert "was run 2 times" not in page
 
 
@@ -258,7 +258,7 @@ def test_runs_of_an_earlier_recipe_are_named_with_what_has_changed(here):
     write_run(replaced, "om2p", settings=SHORT, recipe=before, commit=None)
     page = published("reproduce")
     assert "- 1 of 5 runs were made with an earlier form of their recipe: om2p (options.eta)\n" in page
-    assert "; commits abcdef (4 runs), unknown (1 runs).*" in page
+    assert "; commits abcdef (4 runs), unknown (1 run).*" in page
 
 
 def test_what_cannot_be_published_is_one_line(here):

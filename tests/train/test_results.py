@@ -109,6 +109,19 @@ def test_only_complete_methods_are_compared(tmp_path):
     assert results.gather([tmp_path / "om2p"]).compared() is None
 
 
+def test_as_much_as_can_be_is_compared(tmp_path):
+    """Three methods on three data sets, beside one that has all four and one that has a single one."""
+    for tier in ("medium-replay", "medium", "medium-expert", "expert"):
+        write_run(tmp_path / f"bc-{tier}", "bc", tier=tier)
+    for tier in ("medium", "medium-expert", "expert"):
+        write_run(tmp_path / f"fql-{tier}", "ma-fql", tier=tier)
+        write_run(tmp_path / f"om2p-{tier}", "om2p", tier=tier)
+    write_run(tmp_path / "omar", "omar")
+    block = results.gather([tmp_path]).compared()
+    assert sorted(block.methods) == ["bc", "ma-fql", "om2p"]
+    assert [dataset.split("/")[2] for dataset in block.datasets] == ["medium-v0", "medium-expert-v0", "expert-v0"]
+
+
 def test_what_a_reader_must_know_is_noted(tmp_path):
     write_run(tmp_path / "a", "bc")
     write_run(tmp_path / "b", "om2p", versions={"om2p": "0.0.9"}, returns=((1.0, 2.0),))
