@@ -19,6 +19,8 @@ TUNING = experiments.read("tuning")
 # bc is the base of all recipes, and its step size is theirs: HalfCheetah's better one differs by a thousandth.
 EXCEPTIONS = {("bc", "halfcheetah-2x3"): ("optimizer.learning_rate=1e-3",)}
 
+# Found when trained teams were played again with less noise: no variant has it, and it does not change what is learned.
+OF_ITS_OWN = {("om2p", "halfcheetah-2x3"): {"noise_scale"}}
 STANDS_FOR = {"world": ["world", "predator-prey"]}
 STANDS_FOR_TIERS = {"medium": [Tier.MEDIUM_REPLAY, Tier.MEDIUM, Tier.MEDIUM_EXPERT], "expert": [Tier.EXPERT]}
 
@@ -40,10 +42,11 @@ def test_recipes_hold_what_was_chosen(part: Part) -> None:
         parts = parse_id(dataset)
         for task, tier in product(STANDS_FOR.get(parts.task, [parts.task]), STANDS_FOR_TIERS[parts.tier]):
             tables = config.load(recipe, task, tier, Scale.CPU).tables()
-            (held,) = (run for run in variants if holds(tables, parse_overrides(run.settings)))
-            chosen = EXCEPTIONS.get((recipe, parts.task), best.settings)
-            assert held.settings == chosen, (dataset, task, tier)
+            own = OF_ITS_OWN.get((recipe, parts.task), set())
+            held = [run.settings for run in variants if holds(tables, parse_overrides(run.settings), own)]
+            assert held == [EXCEPTIONS.get((recipe, parts.task), best.settings)], (dataset, task, tier)
 
 
-def holds(tables: dict, overrides: dict) -> bool:
-    return all(tables[table][key] == value for table, keys in overrides.items() for key, value in keys.items())
+def holds(tables: dict, overrides: dict, own: set[str]) -> bool:
+    asked = [(table, key, value) for table, keys in overrides.items() for key, value in keys.items() if key not in own]
+    return all(tables[table][key] == value for table, key, value in asked)
