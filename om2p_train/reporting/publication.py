@@ -33,8 +33,8 @@ _VERSIONS = ("om2p", "torch")  # of the packages that decide numbers
 _READING = (
     "How to read it. Returns are undiscounted returns of a team's episode, of final policies, over fresh episodes; "
     "`data` is the mean return of the data set. Bold marks the best and all that a test cannot tell from it, be it "
-    "for a large spread. A data set's tier says who played: `expert` and `medium` are teams of two levels, `medium- "
-    "expert` a mixture of both, `medium-replay` all that the medium team saw while it learned. A scale says how "
+    "for a large spread. A data set's tier says who played: `expert` and `medium` are teams of two levels, "
+    "`medium-expert` a mixture of both, `medium-replay` all that the medium team saw while it learned. A scale says how "
     "much of everything is taken: `cpu` is a laptop's, `paper` the papers'. Methods are recipes of `om2p-train`: "
     "`om2p-paper` and `om2p-released` are the OM2P paper's text and its authors' code, `om2p` is ours, `bc-flow` is "
     "`om2p` without Q, and `vgm2p` a reconstruction. A scale's recipes have what the tables under `tuning` mark, "
