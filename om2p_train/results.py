@@ -87,8 +87,8 @@ class Results:
     def compared(self) -> Compared | None:
         """Methods and data sets that can be compared, each method having normalised scores of each data set.
 
-        What is left out has gaps. What stays is the largest block that the data sets of two methods, or of all, allow; None if
-        there is nothing to compare.
+        What is left out has gaps. What stays is the largest block that the data sets of two methods, or of all, allow;
+        None if there is nothing to compare.
         """
         scored = {(run.dataset, label) for run, label in self._pairs() if run.played and run.task is not None}
         has: dict[str, set[str]] = defaultdict(set)
