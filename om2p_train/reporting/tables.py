@@ -164,6 +164,8 @@ def costs(results: Results, published: Mapping[str, Sequence[float]] | None = No
         "seconds that the run counted itself, without loading; peak memory is the accelerator's, or on a CPU the "
         f"whole process's; scale {results.scales}"
     )
+    if any(run.joined for run in results.runs):
+        note += "; seeds that were trained apart are one line, with the sum of their seconds"
     if published:
         note += f"; columns marked * are {source}'s figures, from its own machine, networks and code"
     return Table("Time and memory", (*header, "hardware", "threads"), tuple(rows), note, text_columns=2)

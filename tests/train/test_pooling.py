@@ -74,6 +74,9 @@ def test_policies_are_found_where_their_seed_was_trained(runs):
 def test_a_reader_is_told(runs):
     told = "seeds that were trained apart stand together: om2p on om2p/cooperative-navigation/medium-v0"
     assert told in results.gather([runs]).notes()
+    added = "with the sum of their seconds"
+    assert added in tables.costs(results.gather([runs])).note
+    assert added not in tables.costs(results.gather([runs / "a"])).note
 
 
 NOW = config.load("om2p", "cooperative-navigation", Tier.MEDIUM, Scale.CPU).tables()
