@@ -53,7 +53,8 @@ def write(
     """
     several = len(results.datasets) > 1
     main = main or [tables.grid(results) if several else tables.of_dataset(results, results.datasets[0])]
-    others = (tables.aggregates(results), tables.improvement(results), tables.details(results))
+    compared = (tables.aggregates(results), tables.groups(results), tables.improvement(results))
+    others = (*compared, tables.details(results))
     notes = "".join(f"- {note}\n" for note in results.notes())
     contents = {
         "table.md": "\n\n".join(tables.markdown(table) for table in (*main, *others) if table is not None)

@@ -83,8 +83,8 @@ def _returns(results: Results, drawn: dict[str, Draw], *, with_table: bool) -> l
 
 
 def _comparison(results: Results, drawn: dict[str, Draw]) -> list[Piece]:
-    found = [tables.aggregates(results), tables.improvement(results)]
-    pictures = [["scores", "profiles"], ["improvement"]]
+    found = [tables.aggregates(results), tables.groups(results), tables.improvement(results)]
+    pictures = [["scores", "profiles"], [], ["improvement"]]
     pieces = []
     for table, names in zip(found, pictures, strict=True):
         if table is not None:

@@ -34,7 +34,8 @@ _READING = (
     "How to read it. Returns are undiscounted returns of a team's episode, of final policies, over fresh episodes; "
     "`data` is the mean return of the data set. Bold marks the best and all that a test cannot tell from it, be it "
     "for a large spread. A data set's tier says who played: `expert` and `medium` are teams of two levels, "
-    "`medium-expert` a mixture of both, `medium-replay` all that the medium team saw while it learned. A scale says "
+    "`medium-expert` a tenth of the expert's and for the rest the medium team's (on HalfCheetah one episode in a "
+    "hundred or fewer), `medium-replay` all that the medium team saw while it learned. A scale says "
     "how much of everything is taken: `cpu` is a laptop's, `paper` the papers'. Methods are recipes of `om2p-train`: "
     "`om2p-paper` and `om2p-released` are the OM2P paper's text and its authors' code, `om2p` is ours, `bc-flow` is "
     "`om2p` without Q, and `vgm2p` a reconstruction. A scale's recipes have what the tables under `tuning` mark, "
@@ -212,7 +213,8 @@ def _part(part: Part, chapter: _Chapter, results: Results, show: _Linked) -> lis
         blocks += [_titled(tables.standing(results, theirs)), made]
         aggregates, improvement = tables.aggregates(results), tables.improvement(results)
         if aggregates is not None and improvement is not None:
-            blocks += [_titled(aggregates), made]
+            groups = tables.groups(results)
+            blocks += [_titled(aggregates), made, *([] if groups is None else [_titled(groups), made])]
             blocks += show({f"{part.name}-improvement": figures.plan(results)["improvement"]})
             blocks += _folded("The same with intervals", [_titled(improvement), made])
         settings = papers.settings_table(results)
@@ -258,14 +260,26 @@ def _counted(name: str, values: Sequence[int], results: Results) -> str:
 
 
 def _with_others(values: Sequence[str], results: Results) -> str:
-    """What most runs share, and which methods have something else, or on which data sets, if a method has several."""
-    (usual, _), *others = Counter(values).most_common()
-    pairs = list(zip(values, results.labels, strict=True))
-    if len(set(pairs)) > len(set(results.labels)):
-        pairs = [(value, tables.short(run.dataset)) for value, run in zip(values, results.runs, strict=True)]
-    besides = (f"{_listed(label for value, label in pairs if value == other)}: {other}" for other, _ in others)
-    found = "; ".join(besides)
-    return usual + (f" ({found})" if found else "")
+    """What most runs share, and which data sets, methods, or methods on data sets have something else."""
+    (usual, _), *_ = Counter(values).most_common()
+    runs = list(zip(values, (tables.short(run.dataset) for run in results.runs), results.labels, strict=True))
+    found: dict[str, list[str]] = defaultdict(list)
+
+    def take(name: Callable[[tuple[str, str, str]], str], rest: list[tuple[str, str, str]]) -> list:
+        """Name those who all share another value; the runs that are left."""
+        shared = defaultdict(set)
+        for run in rest:
+            shared[name(run)].add(run[0])
+        whole = {one: value for one, (value, *more) in shared.items() if value != usual and not more}
+        for one, value in whole.items():
+            found[value].append(one)
+        return [run for run in rest if name(run) not in whole]
+
+    rest = take(lambda run: run[1], runs) if len(set(results.labels)) > 1 else runs
+    rest = take(lambda run: run[2], rest)
+    take(lambda run: f"{run[2]} on {run[1]}", rest)
+    besides = "; ".join(f"{', '.join(names)}: {value}" for value, names in found.items())
+    return usual + (f" ({besides})" if besides else "")
 
 
 def _remarks(part: Part, results: Results) -> str:

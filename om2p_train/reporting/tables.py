@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 
@@ -12,6 +13,7 @@ import numpy as np
 from om2p_data.inspect.tables import Table
 from om2p_data.inspect.tables import number as rounded
 from om2p_data.recipe import bundled
+from om2p_data.storage import parse_id
 from om2p_train import statistics
 from om2p_train.recorded_run import Run
 from om2p_train.results import Results
@@ -105,9 +107,41 @@ def aggregates(results: Results) -> Table | None:
     note = (
         "interquartile mean and mean of the normalised final scores (0: uniform actions, 100: expert reference) of all "
         f"runs on {len(compared.datasets)} data sets ({', '.join(map(short, compared.datasets))}), with 95% intervals "
-        "by stratified bootstrap" + (f"; left out, since runs are missing: {', '.join(left_out)}" if left_out else "")
+        "by stratified bootstrap over seeds, the data sets being as they are"
+        + (f"; left out, since runs are missing: {', '.join(left_out)}" if left_out else "")
     )
     return Table("Over all data sets", ("method", "runs", "IQM", "IQM 95%", "mean", "mean 95%"), tuple(rows), note)
+
+
+def groups(results: Results) -> Table | None:
+    """The interquartile mean of every tier's data sets and of every task's; None where that adds nothing."""
+    compared = results.compared()
+    if compared is None:
+        return None
+    by_group: dict[str, list[str]] = defaultdict(list)
+    for part in ("tier", "task"):
+        names = [getattr(parse_id(dataset), part) for dataset in compared.datasets]
+        if len(set(names)) > 1:
+            for name, dataset in zip(names, compared.datasets, strict=True):
+                by_group[name].append(dataset)
+    if not any(len(datasets) > 1 for datasets in by_group.values()):
+        return None
+    columns = []
+    for datasets in by_group.values():
+        found = {method: statistics.iqm(results.scores(method, datasets)) for method in compared.methods}
+        best = max(found, key=lambda method: found[method].value)
+        cells = {method: " ".join(filter(None, (f"{one.value:.1f}", _within(one)))) for method, one in found.items()}
+        columns.append({method: f"{_BOLD}{cell}{_BOLD}" if method == best else cell for method, cell in cells.items()})
+    rows = tuple((method, *(column[method] for column in columns)) for method in compared.methods)
+    note = (
+        "interquartile mean of the normalised final scores on the data sets of a tier, and of a task, with its "
+        "interval as above: where a lead comes from; bold: the highest of its column"
+    )
+    return Table("By tier and by task", ("method", *by_group), rows, note)
+
+
+def _within(estimate: Estimate) -> str:
+    return "" if estimate.low is None else f"({estimate.low:.1f} to {estimate.high:.1f})"
 
 
 def improvement(results: Results) -> Table | None:
@@ -140,7 +174,7 @@ def standing(results: Results, published: Published | None = None) -> Table:
     header = ("method", "above the data", "apart from it", "above the published", "apart from that")
     note = "above: the mean over seeds is above the data set's mean return"
     note += ", or the number published of the same method" if any((published or {}).values()) else ""
-    note += "; apart: the lower end of its 95% interval is, too"
+    note += "; apart: the lower end of Student's 95% interval of that mean is, too"
     return Table("Data sets on which a method is above", header, tuple(rows), note)
 
 
@@ -338,9 +372,9 @@ def bounds(estimate: Estimate | None) -> tuple[str, str]:
 
 def _above(pairs: Iterable[tuple[np.ndarray, float]]) -> tuple[str, str]:
     """How many means, and how many lower ends of their intervals, lie above a level; empty where there is none."""
-    found = [(statistics.mean([values]), level) for values, level in pairs]
-    above = sum(estimate.value > level for estimate, level in found)
-    apart = [estimate.low > level for estimate, level in found if estimate.low is not None]
+    found = list(pairs)
+    above = sum(values.mean() > level for values, level in found)
+    apart = [low > level for values, level in found if (low := statistics.lower_bound(values)) is not None]
     return (
         f"{above} of {len(found)}" if found else "",
         f"{sum(apart)} of {len(found)}" if found and len(apart) == len(found) else "",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import om2p_recipes
 import pytest
 
 from om2p_data.errors import UserError
-from om2p_train import recorded_run, records
+from om2p_train import recorded_run, records, results
 from om2p_train.config import Scale
 from om2p_train.reporting import publication
 
@@ -167,10 +168,23 @@ def test_a_page_says_what_was_found_and_what_the_runs_were(here):
     made = "*Runs: scale cpu; 3 seeds; 2 evaluation episodes; 200 updates; hidden layers 128 x 128; commit abcdef.*"
     assert page.count(made) == page.count("\n#### ") - 1 == 4
     settings = table_below(page, "#### Options that differ between data sets")
-    assert settings["data set"][:2] == ["om2p eta", "om2p noise_scale"]
-    assert settings["cooperative-navigation expert"][:2] == ["0.03", "0.25"]
+    of_expert = dict(zip(settings["data set"], settings["cooperative-navigation expert"], strict=True))
+    assert (of_expert["om2p eta"], of_expert["om2p noise_scale"]) == ("0.01", "0.0")
     assert "earlier form" not in page
     assert str(here) not in page
+
+
+def test_what_some_runs_have_of_their_own_is_said_of_those_who_have_it(tmp_path):
+    """World is judged by fewer episodes, BC by more wherever that is not World, and OM2P in one place."""
+    places = [("cn", "medium"), ("cn", "expert"), ("world", "medium")]
+    counts = {"bc": "773", "om2p": "593", "vgm2p": "553"}
+    for number, (algo, place) in enumerate(product(counts, places)):
+        write_run(tmp_path / str(number), algo, task=place[0], tier=place[1])
+    found = results.gather([tmp_path])
+    assert list(found.labels) == [algo for algo in counts for _ in places]
+    assert publication._with_others(list("".join(counts.values())), found) == (
+        "5 (world medium: 3; bc: 7; om2p on cooperative-navigation expert: 9)"
+    )
 
 
 def test_at_the_papers_scale_ours_are_counted_against_the_published(here):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from om2p_data.errors import UserError
 from om2p_data.inspect.drawing import DARK, LIGHT, image
-from om2p_train import experiments, reporting, results
+from om2p_train import experiments, reporting, results, statistics
 from om2p_train.experiments import Show
 from om2p_train.reporting import figures, papers, tables
 
@@ -84,6 +84,23 @@ def test_aggregates_and_improvement(two):
     found = {(row[0], row[1]): row[2] for row in rows_of(tables.markdown(tables.improvement(two)))[2:]}
     assert found["om2p", "bc"] == "83%"  # 9 of 9 pairs, and 6 of 9
     assert found["bc", "om2p"] == "17%"
+
+
+def test_groups_say_where_a_lead_comes_from(two, tmp_path):
+    assert tables.groups(two) is None  # a single data set in each
+    write_run(tmp_path / "e", "bc", ((30, 40, 50),), task="world")
+    write_run(tmp_path / "f", "om2p", ((20, 20, 20),), task="world")
+    every = results.gather([tmp_path])
+    rows = rows_of(tables.markdown(tables.groups(every)))
+    assert rows[0] == ["method", "medium", "expert", "cooperative-navigation", "world"]
+    iqm = statistics.iqm(every.scores("om2p", ["om2p/cooperative-navigation/expert-v0"]))
+    assert rows[3][2] == f"**{iqm.value:.1f} ({iqm.low:.1f} to {iqm.high:.1f})**"
+    medium = statistics.iqm(
+        every.scores("bc", [f"om2p/{task}/medium-v0" for task in ("cooperative-navigation", "world")])
+    )
+    assert rows[2][1].startswith(f"{medium.value:.1f} (")
+    assert [row[4].startswith("**") for row in rows[2:]] == [True, False]
+    assert "#### By tier" not in reporting.text(every)
 
 
 def test_the_csv_has_every_seed_with_full_digits(two):

@@ -109,7 +109,13 @@ def test_bold_is_what_a_test_does_not_tell_from_the_best():
     assert statistics.indistinguishable({"a": np.array([3.0]), "b": np.array([1.0, 2.0])}) == set()
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_students_interval_of_few_runs():
+    """Its quantile for two degrees of freedom, 4.3027, is of the tables."""
+    assert statistics.lower_bound(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
+    assert statistics.lower_bound(np.array([1.0])) is None
+
+
+@pytest.mark.parametrize("seeds", sorted(statistics.COVERAGE))
 def test_how_rarely_intervals_of_few_seeds_hold_the_mean(seeds):
     """COVERAGE, which is what readers are told, by simulation: percentiles of resampled means of normal numbers."""
     random = np.random.default_rng(seeds)
