@@ -179,7 +179,7 @@ def test_what_some_runs_have_of_their_own_is_said_of_those_who_have_it(tmp_path)
     places = [("cn", "medium"), ("cn", "expert"), ("pp", "medium"), ("world", "medium")]
     counts = {"bc": "7773", "om2p": "5953", "vgm2p": "5553"}
     for number, (algo, place) in enumerate(product(counts, places)):
-        write_run(tmp_path / str(number), algo, task=place[0], tier=place[1])
+        write_run(tmp_path / f"{number:02}", algo, task=place[0], tier=place[1])
     found = results.gather([tmp_path])
     assert list(found.labels) == [algo for algo in counts for _ in places]
     assert publication._with_others(list("".join(counts.values())), found) == (
