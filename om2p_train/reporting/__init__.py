@@ -12,7 +12,7 @@ from om2p_data.inspect.tables import Table
 from om2p_data.storage import reason, write_whole
 from om2p_train import records
 from om2p_train.records import RECORDS_FILE
-from om2p_train.reporting import figures, page, tables
+from om2p_train.reporting import comparison, figures, page, tables
 from om2p_train.reporting.page import Section
 from om2p_train.results import Results
 
@@ -22,7 +22,7 @@ FIGURE_TYPES = ("png", "pdf")
 def text(results: Results) -> str:
     """What the terminal shows, in Markdown: a table a data set, or of several one grid and the comparison."""
     if len(results.datasets) > 1:
-        found = [tables.grid(results), tables.aggregates(results)]
+        found = [tables.grid(results), comparison.aggregates(results)]
     else:
         found = [tables.of_dataset(results, dataset) for dataset in results.datasets]
     notes = "\n".join(f"- {note}" for note in results.notes())
@@ -53,7 +53,7 @@ def write(
     """
     several = len(results.datasets) > 1
     main = main or [tables.grid(results) if several else tables.of_dataset(results, results.datasets[0])]
-    compared = (tables.aggregates(results), tables.groups(results), tables.improvement(results))
+    compared = (comparison.aggregates(results), comparison.groups(results), comparison.improvement(results))
     others = (*compared, tables.details(results))
     notes = "".join(f"- {note}\n" for note in results.notes())
     contents = {

@@ -11,7 +11,7 @@ from om2p_data.inspect.drawing import Draw
 from om2p_data.inspect.page import Picture, picture
 from om2p_data.inspect.page import render as render_page
 from om2p_data.inspect.tables import Table
-from om2p_train.reporting import figures, tables
+from om2p_train.reporting import comparison, figures, tables
 from om2p_train.results import Results
 
 _CAPTIONS = {
@@ -83,7 +83,7 @@ def _returns(results: Results, drawn: dict[str, Draw], *, with_table: bool) -> l
 
 
 def _comparison(results: Results, drawn: dict[str, Draw]) -> list[Piece]:
-    found = [tables.aggregates(results), tables.groups(results), tables.improvement(results)]
+    found = [comparison.aggregates(results), comparison.groups(results), comparison.improvement(results)]
     pictures = [["scores", "profiles"], [], ["improvement"]]
     pieces = []
     for table, names in zip(found, pictures, strict=True):

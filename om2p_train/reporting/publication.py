@@ -24,7 +24,7 @@ from om2p_train.experiments import Experiment, Part, Show
 from om2p_train.pooling import pool
 from om2p_train.recorded_run import Run
 from om2p_train.records import RECORDS_FILE
-from om2p_train.reporting import figures, papers, tables
+from om2p_train.reporting import comparison, figures, papers, tables
 from om2p_train.results import Results, collect
 
 PAGE = "RESULTS.md"  # its usual name
@@ -210,10 +210,10 @@ def _part(part: Part, chapter: _Chapter, results: Results, show: _Linked) -> lis
     if part.show is Show.TABLE:
         like_theirs = experiments.protocol(chapter.scale).scale is Scale.PAPER
         theirs = papers.published(chapter.experiment, results) if like_theirs else None
-        blocks += [_titled(tables.standing(results, theirs)), made]
-        aggregates, improvement = tables.aggregates(results), tables.improvement(results)
+        blocks += [_titled(comparison.standing(results, theirs)), made]
+        aggregates, improvement = comparison.aggregates(results), comparison.improvement(results)
         if aggregates is not None and improvement is not None:
-            groups = tables.groups(results)
+            groups = comparison.groups(results)
             blocks += [_titled(aggregates), made, *([] if groups is None else [_titled(groups), made])]
             blocks += show({f"{part.name}-improvement": figures.plan(results)["improvement"]})
             blocks += _folded("The same with intervals", [_titled(improvement), made])

@@ -12,11 +12,11 @@ import pytest
 from om2p_data.errors import UserError
 from om2p_train import recorded_run, records, reporting, results
 from om2p_train.bench import digest
-from om2p_train.reporting import tables
+from om2p_train.reporting import comparison, tables
 
 from .written_runs import write_run
 
-SHOWN = (tables.grid, tables.details, tables.aggregates, tables.costs, tables.configurations, tables.datasets)
+SHOWN = (tables.grid, tables.details, comparison.aggregates, tables.costs, tables.configurations, tables.datasets)
 
 
 @pytest.fixture

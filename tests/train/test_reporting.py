@@ -16,7 +16,7 @@ from om2p_data.errors import UserError
 from om2p_data.inspect.drawing import DARK, LIGHT, image
 from om2p_train import experiments, reporting, results, statistics
 from om2p_train.experiments import Show
-from om2p_train.reporting import figures, papers, tables
+from om2p_train.reporting import comparison, figures, papers, tables
 
 from .written_runs import write_run
 
@@ -75,23 +75,23 @@ def test_every_run_has_final_and_best_apart(two):
 
 
 def test_aggregates_and_improvement(two):
-    rows = rows_of(tables.markdown(tables.aggregates(two)))
+    rows = rows_of(tables.markdown(comparison.aggregates(two)))
     span = 516.8 - 159.8
     expected = 100 * (np.array([340, 350, 360, 490, 510, 530]) - 159.8) / span
     assert rows[3][:2] == ["om2p", "6"]
     assert rows[3][4] == f"{expected.mean():.1f}"
     assert rows[3][2] == f"{np.sort(expected)[1:-1].mean():.1f}"
-    found = {(row[0], row[1]): row[2] for row in rows_of(tables.markdown(tables.improvement(two)))[2:]}
+    found = {(row[0], row[1]): row[2] for row in rows_of(tables.markdown(comparison.improvement(two)))[2:]}
     assert found["om2p", "bc"] == "83%"  # 9 of 9 pairs, and 6 of 9
     assert found["bc", "om2p"] == "17%"
 
 
 def test_groups_say_where_a_lead_comes_from(two, tmp_path):
-    assert tables.groups(two) is None  # a single data set in each
+    assert comparison.groups(two) is None  # a single data set in each
     write_run(tmp_path / "e", "bc", ((30, 40, 50),), task="world")
     write_run(tmp_path / "f", "om2p", ((18, 20, 22),), task="world")
     every = results.gather([tmp_path])
-    rows = rows_of(tables.markdown(tables.groups(every)))
+    rows = rows_of(tables.markdown(comparison.groups(every)))
     assert rows[0] == ["method", "medium", "expert", "cooperative-navigation", "world"]
     iqm = statistics.iqm(every.scores("om2p", ["om2p/cooperative-navigation/expert-v0"]))
     assert rows[3][2] == f"**{iqm.value:.1f} ({iqm.low:.1f} to {iqm.high:.1f})**"

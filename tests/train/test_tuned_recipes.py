@@ -16,7 +16,7 @@ from om2p_train.experiments import Part
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce" / "tuning-cpu" / "runs.jsonl"
 TUNING = experiments.read("tuning")
-# bc is the base of all recipes, and its step size is theirs: where another is better, it is by 1.6% at most. MA-CQL and
+# bc is the base of all recipes, and its step size is theirs: where another is better, it is by 3.5% at most. MA-CQL and
 # OMAR keep the second best on HalfCheetah's medium data, which the best beats by less than its seeds differ: the choice
 # stands for medium-replay too, where MA-CQL's best loses half.
 _MEDIUM = "om2p/halfcheetah-2x3/medium-v0"
