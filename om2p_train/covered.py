@@ -26,6 +26,7 @@ class Method:
         dataset: id of the data set that they learned from, and dataset_hash: of its content.
         paths: policy files, one a seed.
         seeds: of the training.
+        commits: of the code that trained each seed, "" where it is not known.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Method:
     dataset_hash: str
     paths: tuple[Path, ...]
     seeds: tuple[int, ...]
+    commits: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def _of_runs(folders: Sequence[Path]) -> tuple[list[Method], list[str]]:
             dataset_hash=run.dataset_hash,
             paths=tuple(folder / POLICIES / f"seed{seed}.safetensors" for seed, folder in run.folders.items()),
             seeds=run.facts.seeds,
+            commits=run.commits,
         )
         for dataset in found.datasets
         for run, label in named
@@ -160,4 +163,4 @@ def _of_file(path: Path) -> Method:
     card = load_policy(path).card
     if "dataset_hash" not in card:
         raise UserError(f"{path} does not say which content of {card['dataset']} it learned from: name its run folder")
-    return Method(str(path), card["dataset"], card["dataset_hash"], (path,), (card["seed"],))
+    return Method(str(path), card["dataset"], card["dataset_hash"], (path,), (card["seed"],), ("",))

@@ -117,8 +117,17 @@ class Run:
     @property
     def folders(self) -> dict[int, Path]:
         """Where each seed was trained, in the order of the seeds."""
-        found = {seed: part.folder for part in self.parts for seed in part.facts.seeds}
-        return {seed: found[seed] for seed in self.facts.seeds}
+        return {seed: part.folder for seed, part in self._by_seed()}
+
+    @property
+    def commits(self) -> tuple[str, ...]:
+        """Of the code that trained each seed; "" where that is not known."""
+        return tuple(part.facts.commit or "" for _, part in self._by_seed())
+
+    def _by_seed(self) -> list[tuple[int, Run]]:
+        """What was trained with each seed, in their order."""
+        found = {seed: part for part in self.parts for seed in part.facts.seeds}
+        return [(seed, found[seed]) for seed in self.facts.seeds]
 
     @property
     def final(self) -> np.ndarray:

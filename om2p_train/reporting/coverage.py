@@ -104,16 +104,18 @@ def comma_separated(reports: Sequence[Report]) -> str:
     names = list(dict.fromkeys(name for one in reports if one.around.teams for name in one.around.teams.names))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    header = ["dataset", "dataset_hash", "policy", "seed", "observations", "neighbours", "distance", "distance_error"]
-    header += ["spread", "spread_nearby", "modes_observations", "modes", "elsewhere"]
+    header = ["dataset", "dataset_hash", "policy", "seed", "commit", "observations", "neighbours"]
+    header += ["distance", "distance_error", "spread", "spread_nearby", "modes_observations", "modes", "elsewhere"]
     writer.writerow([*header, *(f"near_{name}" for name in names)])
     for report in reports:
         around, teams = report.around, report.around.teams
         place = (report.dataset, around.dataset.metadata["content_hash"])
-        seeds = {one.method.label: one.method.seeds for one in report.methods}
+        trained = {
+            one.method.label: tuple(zip(one.method.seeds, one.method.commits, strict=True)) for one in report.methods
+        }
         for name, found in _sources(report):
-            for seed, one in zip(seeds.get(name, ("",)), found, strict=True):
-                cells = [*place, name, seed, *around.actions.shape[1:3]]
+            for (seed, code), one in zip(trained.get(name, (("", ""),)), found, strict=True):
+                cells = [*place, name, seed, code, *around.actions.shape[1:3]]
                 cells += [one.distance, one.error, "" if one.spread is None else one.spread, one.spread_nearby]
                 if teams is None or one.modes is None:
                     cells += [""] * (3 + len(names))

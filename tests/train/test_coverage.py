@@ -334,7 +334,9 @@ def report_of(dataset: Dataset) -> Report:
         data=surroundings.of_data(around, again),
         uniform=surroundings.measure(around, surroundings.uniform(around)),
         teams=None if again is None else surroundings.measure(around, again),
-        methods=(Measured(Method("still", dataset.id, "", (), (3, 4)), (learned, learned), samples.here),),
+        methods=(
+            Measured(Method("still", dataset.id, "", (), (3, 4), ("abcdef", "")), (learned, learned), samples.here),
+        ),
     )
 
 
@@ -355,7 +357,7 @@ def test_tables_show_every_source_and_its_modes(made):
     assert found.note.startswith(f"at {teams.telling.sum()} pairs of an agent and an observation, where")
     rows = list(csv.DictReader(io.StringIO(reporting.comma_separated([mixed, uniform]))))
     own = [row for row in rows if row["policy"] == "still"]
-    assert [row["seed"] for row in own] == ["3", "4"] * 2
+    assert [(row["seed"], row["commit"]) for row in own] == [("3", "abcdef"), ("4", "")] * 2
     assert float(own[0]["near_expert"]) == still.shares[1]
     assert float(own[0]["distance"]) == mixed.methods[0].by_seed[0].distance
     assert (own[2]["near_expert"], own[2]["modes"]) == ("", "")

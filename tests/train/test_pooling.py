@@ -65,6 +65,7 @@ def test_files_say_where_every_seed_was_trained(runs):
 def test_policies_are_found_where_their_seed_was_trained(runs):
     (joined, _), _ = covered._of_runs([runs])
     assert joined.seeds == (0, 1, 2, 3, 4)
+    assert joined.commits == (*["abcdef"] * 3, *["123456"] * 2)
     assert [path.relative_to(runs).as_posix() for path in joined.paths] == [
         *(f"b/policies/seed{seed}.safetensors" for seed in (0, 1, 2)),
         *(f"a/policies/seed{seed}.safetensors" for seed in (3, 4)),
