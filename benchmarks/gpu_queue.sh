@@ -69,9 +69,12 @@ for launch in 1 5 20 50; do
   [ "$SCALE" = paper ] || break
   jobs+=("launch-$launch:bench cn --recipes om2p --seeds 1,5 --precision tf32 --no-peers --no-latency --set compute.updates_per_launch=$launch")
 done
-for tier in medium expert; do
-  for recipe in om2p bc-flow om2p-paper om2p-released bc ma-fql omar ma-cql vgm2p; do
-    jobs+=("cell-cn-$tier-$recipe:cell cooperative-navigation $tier $recipe")
+for recipes in "om2p om2p-paper bc-flow om2p-released" "ma-fql omar bc ma-cql vgm2p ma-sfbc"; do
+  for tier in expert medium; do
+    for recipe in $recipes; do
+      jobs+=("cell-cn-$tier-$recipe:cell cooperative-navigation $tier $recipe")
+      jobs+=("cell-hc-$tier-$recipe:cell halfcheetah-2x3 $tier $recipe")
+    done
   done
 done
 
