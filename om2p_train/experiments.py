@@ -57,6 +57,11 @@ class Part(Record):
     settings: tuple[str, ...] = ()
     variants: dict[str, tuple[str, ...]] = Field(default={"": ()}, min_length=1)
 
+    @property
+    def named(self) -> bool:
+        """Whether its methods are called by the names of variants; along an axis and in a choice, values tell more."""
+        return self.show is Show.TABLE and len(self.variants) > 1
+
     @model_validator(mode="after")
     def _fits_its_show(self) -> Part:
         if (self.axis is not None) != (self.show is Show.AXIS):
@@ -209,7 +214,7 @@ def assign(
     every = [cell for part in parts for cell in cells[part.name]]
     belonging = {cell.folder: [run for run in runs if _belongs(run, cell)] for cell in every}
     used = {id(run) for some in belonging.values() for run in some}
-    found = [(part, _results(cells[part.name], belonging)) for part in parts]
+    found = [(part, _results(part, cells[part.name], belonging)) for part in parts]
     return found, [run for run in runs if id(run) not in used]
 
 
@@ -232,7 +237,8 @@ def standing(
     """
     runs, damaged = collect([folder]) if any(folder.rglob(RUN_FILE)) else ([], [])
     found, _ = assign(experiment.part, amount, pool(run for run in runs if run.facts.finished))
-    gaps = {name: sweep.results(cells).gaps for name, cells in asked.items()}
+    named = {part.name: part.named for part in experiment.part}
+    gaps = {name: sweep.results(cells, named=named[name]).gaps for name, cells in asked.items()}
     own = [(part, replace(one, gaps=gaps.get(part.name, ()), damaged=tuple(damaged))) for part, one in found]
     return [(part, results) for part, results in own if results.runs or results.gaps]
 
@@ -242,8 +248,8 @@ def _belongs(run: Run, cell: TrainJob) -> bool:
     return own == (cell.dataset_id, cell.recipe_name, cell.scale.value, {*cell.settings})
 
 
-def _results(cells: Sequence[TrainJob], belonging: Mapping[Path, Sequence[Run]]) -> Results:
-    """Results of cells. `belonging`: by a cell's folder, the runs to choose from."""
+def _results(part: Part, cells: Sequence[TrainJob], belonging: Mapping[Path, Sequence[Run]]) -> Results:
+    """Results of a part's cells. `belonging`: by a cell's folder, the runs to choose from."""
     runs: list[Run] = []
     absent: dict[Path, str] = {}
     remarks: list[str] = []
@@ -270,7 +276,8 @@ def _results(cells: Sequence[TrainJob], belonging: Mapping[Path, Sequence[Run]])
         count = f"{sum(map(len, earlier.values()))} of {len(runs) - len(absent)} runs"
         which = (f"{', '.join(dict.fromkeys(names))} ({', '.join(keys)})" for keys, names in earlier.items())
         remarks.append(f"{count} were made with an earlier form of their recipe: {'; '.join(which)}")
-    return replace(assemble(runs, absent), remarks=tuple(remarks))
+    names = [cell.label for cell in cells] if part.named else None
+    return replace(assemble(runs, absent, named=names), remarks=tuple(remarks))
 
 
 def _changed(recipe: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:

@@ -219,7 +219,11 @@ def collect(places: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def assemble(
-    runs: Sequence[Run], unfinished: Mapping[Path, str], absent: Sequence[Gap] = (), damaged: Sequence[str] = ()
+    runs: Sequence[Run],
+    unfinished: Mapping[Path, str],
+    absent: Sequence[Gap] = (),
+    damaged: Sequence[str] = (),
+    named: Sequence[str] | None = None,
 ) -> Results:
     """Results of runs, those that have not finished being gaps.
 
@@ -228,13 +232,14 @@ def assemble(
         unfinished: by folder, how far those are that have no result.
         absent: what else is known to be missing.
         damaged: what could not be read.
+        named: their labels, if somebody has given them names.
 
     Raises:
         UserError: runs learned from different contents of a data set of the same name.
     """
-    named = list(zip(runs, labels(runs), strict=True))
-    finished = [(run, label) for run, label in named if run.folder not in unfinished]
-    gaps = [Gap(run.dataset, label, unfinished[run.folder]) for run, label in named if run.folder in unfinished]
+    pairs = list(zip(runs, named or labels(runs), strict=True))
+    finished = [(run, label) for run, label in pairs if run.folder not in unfinished]
+    gaps = [Gap(run.dataset, label, unfinished[run.folder]) for run, label in pairs if run.folder in unfinished]
     first: dict[str, Run] = {}
     for run, _ in finished:
         other = first.setdefault(run.dataset, run)
@@ -244,7 +249,7 @@ def assemble(
                 "(content hashes differ): report them apart"
             )
     own_runs, own_labels = tuple(run for run, _ in finished), tuple(label for _, label in finished)
-    order = tuple(dict.fromkeys(label for _, label in named))
+    order = tuple(dict.fromkeys(label for _, label in pairs))
     return Results(own_runs, own_labels, (*gaps, *absent), tuple(damaged), order=order)
 
 

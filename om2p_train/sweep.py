@@ -244,7 +244,7 @@ def jobs(recipe: SweepRecipe, out: Path, base: Path, root: Path | None = None) -
         source = str(base / algorithm) if algorithm.endswith(".toml") else algorithm
         settings = (*recipe.settings, *own)
         resolved = config.load(source, task.name, tier, recipe.scale, settings)
-        label = resolved.name + (f" {variant}" if variant else "")
+        label = resolved.name + (f", {variant}" if variant else "")
         identity = _identity(recipe, data, resolved)
         name = f"{_file_name(f'{task.alias}-{tier.value}-{resolved.name}')}-{_digest(identity)}"
         job = TrainJob(
@@ -269,14 +269,19 @@ def jobs(recipe: SweepRecipe, out: Path, base: Path, root: Path | None = None) -
     return [*made.values(), *cells.values()]
 
 
-def results(every: Sequence[Job]) -> Results:
+def results(every: Sequence[Job], *, named: bool = False) -> Results:
     """The runs of the cells that are done; the others are its gaps.
+
+    Args:
+        every: the job list.
+        named: whether methods are called by the names of variants, not by the overrides in which they differ.
 
     Raises:
         UserError: a run is damaged, or learned from other data than its fellows.
     """
     runs, unfinished = [], {}
-    for cell in (job for job in every if isinstance(job, TrainJob)):
+    cells = [job for job in every if isinstance(job, TrainJob)]
+    for cell in cells:
         state = cell.state()
         if state is State.DONE:
             runs.append(read_run(cell.folder))
@@ -284,7 +289,7 @@ def results(every: Sequence[Job]) -> Results:
         name = (cell.folder, cell.recipe_name, cell.dataset_id)
         runs.append(planned(*name, cell.settings, cell.scale.value, cell.recipe))
         unfinished[cell.folder] = "not finished" if state is State.BEGUN else "not begun"
-    return assemble(runs, unfinished)
+    return assemble(runs, unfinished, named=[cell.label for cell in cells] if named else None)
 
 
 def _identity(recipe: SweepRecipe, data: DataJob, resolved: TrainRecipe) -> dict[str, Any]:

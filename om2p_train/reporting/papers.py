@@ -76,21 +76,25 @@ def write(
 
 
 def _whole(found: Iterable[Results]) -> Results:
-    """All runs of all parts; a run that several parts show is one run."""
-    runs: dict[Path, Run] = {}
+    """All runs of all parts, named as there if that tells them apart; a run that several parts show is one run."""
+    runs: dict[Path, tuple[Run, str]] = {}
     said: dict[str, list[Any]] = {"gaps": [], "damaged": [], "remarks": []}
     for results in found:
-        runs |= {run.folder: run for run in results.runs}
+        runs |= {run.folder: (run, label) for run, label in zip(results.runs, results.labels, strict=True)}
         for name, lines in said.items():
             lines += getattr(results, name)
-    return replace(assemble(list(runs.values()), {}), **{name: tuple(dict.fromkeys(said[name])) for name in said})
+    own, names = [run for run, _ in runs.values()], [label for _, label in runs.values()]
+    apart = len({(run.dataset, label) for run, label in runs.values()}) == len(runs)
+    whole = assemble(own, {}, named=names if apart else None)
+    return replace(whole, **{name: tuple(dict.fromkeys(said[name])) for name in said})
 
 
 def lay(part: Part, experiment: Experiment, results: Results) -> Laid:
     """A part's runs, of which there is one at least, as its table and figures."""
     note = f"{experiment.source}: {part.claim}" if part.claim else ""
     if part.show is Show.TABLE:
-        return Laid(tables.grid(results, published(experiment, results), experiment.source), {})
+        table = tables.grid(results, published(experiment, results), experiment.source)
+        return Laid(_noted(table, _meaning(part) if part.named else ""), {})
     if part.show is Show.COST:
         return Laid(tables.costs(results, experiment.published_cost, experiment.source), {})
     if part.show is Show.AXIS:
@@ -104,6 +108,11 @@ def lay(part: Part, experiment: Experiment, results: Results) -> Laid:
         return Laid(_noted(tables.grid(results), note), {})
     table = _noted(averages_table(results, compared), note)
     return Laid(table, {part.name: partial(averages, results, compared, part.title)})
+
+
+def _meaning(part: Part) -> str:
+    """What the variants of a part are."""
+    return "; ".join(f"{name}: {', '.join(own) or 'as the recipe is'}" for name, own in part.variants.items())
 
 
 def published(experiment: Experiment, results: Results) -> tables.Published:

@@ -56,7 +56,7 @@ def grid(results: Results, published: Published | None = None, source: str = "")
         rows.append(tuple(cells))
     note = f"scale {results.scales}; raw team returns of the final policies, mean ± std over {_seeds(results)}; "
     note += "bold: the best, and all that Welch's t-test at 5% does not tell from it"
-    if published:
+    if any(also for _, also in columns):
         note += f"; columns marked * are the numbers of {source}, from other data and at the paper's scale"
     return Table("Final returns", tuple(header), tuple(rows), note)
 

@@ -10,6 +10,7 @@ from om2p_data.tiers import Tier
 from om2p_train import config, experiments, recorded_run
 from om2p_train.config import Scale
 from om2p_train.experiments import Experiment
+from om2p_train.reporting import papers
 from om2p_train.sweep import DataJob, TrainJob
 
 from .written_runs import write_run
@@ -130,3 +131,21 @@ def test_runs_go_to_the_cells_that_ask_for_them(tmp_path):
     assert len(found.gaps) == len(part.tiers) * len(part.variants) - 1
     assert {gap.why for gap in found.gaps} == {"no run"}
     assert left == wrong
+
+
+def test_variants_of_a_table_go_by_their_names(tmp_path):
+    """Also those that are missing, and in the report's other tables."""
+    experiment, amount = experiments.read("improvements"), experiments.protocol("cpu")
+    write_run(tmp_path / "whole", "om2p")
+    write_run(tmp_path / "one", "om2p", settings=["options.candidates=1"])
+    _, asked = experiments.jobs(experiment.part, amount, tmp_path)
+    ((part, found),) = experiments.standing(experiment, amount, asked, tmp_path)
+    assert found.methods == ["om2p, whole", "om2p, one candidate"]
+    assert {gap.label for gap in found.gaps} == {f"om2p, {name}" for name in part.variants}
+    table = papers.lay(part, experiment, found).table
+    assert table.header == ("data set", "data", "om2p, whole", "om2p, one candidate")
+    assert "; whole: as the recipe is; no guidance: options.eta=0.0; " in table.note
+    assert "*" not in table.note
+    text, _ = papers.write(experiment, "cpu", [(part, found)], tmp_path / "out")
+    assert "om2p, no guidance" in text
+    assert "om2p, one candidate" in (tmp_path / "out" / "results.csv").read_text()

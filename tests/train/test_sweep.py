@@ -48,7 +48,7 @@ def test_every_combination_is_one_cell_and_every_data_set_one_job(tmp_path):
     assert len({job.folder for job in cells}) == len(cells)
     assert jobs.index(cells[0]) > jobs.index(data[-1])
     assert {job.needs for job in cells} == {(job.name,) for job in data}
-    assert cells[0].label == "bc short"
+    assert cells[0].label == "bc, short"
     assert cells[0].command == (
         "om2p-train run --dataset om2p/cooperative-navigation/medium-v0 --algo bc --seeds 0,1,2 --scale cpu "
         f"--device cpu --set run.updates=100 --out {cells[0].folder} --resume --quiet --no-tensorboard "
@@ -117,7 +117,7 @@ def test_nothing_is_done_at_first(tmp_path):
         (CN.replace("[0, 1]", "[-1]"), r"seeds\.0 = -1 is wrong"),
         (CN + 'settings = ["run.updats=5"]\n', "run.updats"),
         (CN + 'device = "tpu"\n', "device = 'tpu' is wrong"),
-        (CN + '[variants]\na = ["run.updates=5"]\nb = ["run.updates=5"]\n', "'bc a' and 'bc b' .* are the same run"),
+        (CN + '[variants]\na = ["run.updates=5"]\nb = ["run.updates=5"]\n', "'bc, a' and 'bc, b' .* are the same run"),
         ("tasks = [\n", "is not valid TOML"),
         ("", "key 'tasks' is missing"),
     ],
