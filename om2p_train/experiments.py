@@ -59,7 +59,7 @@ class Part(Record):
 
     @property
     def named(self) -> bool:
-        """Whether its methods are called by the names of variants; along an axis and in a choice, values tell more."""
+        """Whether its methods are called by the names of variants; elsewhere than in a table their values tell more."""
         return self.show is Show.TABLE and len(self.variants) > 1
 
     @model_validator(mode="after")

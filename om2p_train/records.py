@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class _Record(Facts):
     """One line.
 
     Attributes:
-        folder: where the run lies, or lay, as seen from the file's folder.
+        folder: where the run lies, or lay, as seen from the file's folder, or from what far runs have in common.
         updates: [U], when the policy was evaluated.
         returns: [U, S], mean over the evaluation episodes of every seed, all digits.
     """
@@ -39,21 +39,33 @@ def write(runs: Iterable[Run], path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    parts = [part for whole in runs for part in whole.parts]
     lines = [
         _Record(
-            **run.facts.model_dump(),
-            folder=Path(os.path.relpath(run.folder, path.parent)).as_posix(),
-            updates=run.updates.tolist(),
-            returns=run.returns.tolist(),
+            **part.facts.model_dump(), folder=place, updates=part.updates.tolist(), returns=part.returns.tolist()
         ).model_dump_json()
-        for whole in runs
-        for run in whole.parts
+        for part, place in zip(parts, _places(parts, path), strict=True)
     ]
     text = "".join(f"{line}\n" for line in lines)
     try:
         write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
+
+
+def _places(runs: Sequence[Run], path: Path) -> list[str]:
+    """Folders as seen from a file of records; from what they share where they share nothing with it but the root.
+
+    A file that is given to others should not say how somebody's machine is laid out.
+    """
+    own, start = [Path(os.path.abspath(run.folder)) for run in runs], Path(os.path.abspath(path.parent))
+    if any(_apart(folder, start) for folder in own):
+        start = Path(os.path.commonpath([folder.parent for folder in own]))
+    return [Path(os.path.relpath(folder, start)).as_posix() for folder in own]
+
+
+def _apart(one: Path, other: Path) -> bool:
+    return one.anchor != other.anchor or os.path.commonpath([one, other]) == one.anchor
 
 
 def read(path: Path) -> list[Run]:

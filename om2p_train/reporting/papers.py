@@ -85,6 +85,7 @@ def _whole(found: Iterable[Results]) -> Results:
             lines += getattr(results, name)
     own, names = [run for run, _ in runs.values()], [label for _, label in runs.values()]
     apart = len({(run.dataset, label) for run, label in runs.values()}) == len(runs)
+    apart &= len({(label, run.name, run.settings) for run, label in runs.values()}) == len(set(names))
     whole = assemble(own, {}, named=names if apart else None)
     return replace(whole, **{name: tuple(dict.fromkeys(said[name])) for name in said})
 
@@ -139,7 +140,7 @@ def settings_table(results: Results) -> Table | None:
         (tables.short(dataset), *("" if dataset not in found else str(found[dataset]) for found in columns.values()))
         for dataset in results.datasets
     ]
-    header = ("data set", *(f"{method} {key}" for method, key in columns))
+    header = ("data set", *(f"{method}: {key}" for method, key in columns))
     return Table("Options that differ between data sets", header, tuple(rows))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,15 @@ def test_a_run_counts_once_however_it_is_given(two, tmp_path):
     path.write_text(other)
     with pytest.raises(UserError, match=r"these are different runs of the same folder .*bc: report them apart"):
         results.gather([two[0], path])
+
+
+def test_a_record_does_not_say_how_a_machine_is_laid_out(two, tmp_path):
+    """Runs that share nothing with the file but the root are named from what they have in common."""
+    far = [dataclasses.replace(results.read(run), folder=Path("/elsewhere/of/mine/runs", run.name)) for run in two]
+    for runs, named in ((far, ["bc", "om2p"]), (far[1:], ["om2p"])):
+        records.write(runs, tmp_path / "runs.jsonl")
+        lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+        assert [json.loads(line)["folder"] for line in lines] == named
 
 
 def test_a_run_that_nobody_could_play_has_a_record(tmp_path):
