@@ -169,7 +169,7 @@ def test_a_page_says_what_was_found_and_what_the_runs_were(here):
     assert page.count(made) == page.count("\n#### ") - 1 == 4
     settings = table_below(page, "#### Options that differ between data sets")
     of_expert = dict(zip(settings["data set"], settings["cooperative-navigation expert"], strict=True))
-    assert (of_expert["om2p: eta"], of_expert["om2p noise_scale"]) == ("0.01", "0.0")
+    assert (of_expert["om2p: eta"], of_expert["om2p: noise_scale"]) == ("0.01", "0.0")
     assert "earlier form" not in page
     assert str(here) not in page
 
