@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from om2p_data.inspect.drawing import LIGHT, Draw, Theme, save_all, styled
 from om2p_data.inspect.page import picture
 from om2p_data.inspect.tables import Table
+from om2p_data.recipe import parse_overrides
 from om2p_data.storage import parse_id
 from om2p_data.tiers import Tier
 from om2p_train import reporting, statistics
@@ -24,7 +26,9 @@ from om2p_train.flows import Derivative
 from om2p_train.recorded_run import Run
 from om2p_train.reporting import figures, tables
 from om2p_train.reporting.page import Section, piece
-from om2p_train.results import Compared, Results, assemble
+from om2p_train.results import Compared, Results, assemble, flat
+
+Names = Mapping[tuple[Any, ...], str]  # of lists on an axis
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,9 @@ def lay(part: Part, experiment: Experiment, results: Results) -> Laid:
         return Laid(tables.costs(results, experiment.published_cost, experiment.source), {})
     if part.show is Show.AXIS:
         assert part.axis is not None  # checked when it was read
-        table = _noted(along_table(results, part.axis), note)
-        return Laid(table, {part.name: partial(along, results, part.axis, part.title)})
+        names = _names(part, part.axis)
+        table = _noted(_noted(along_table(results, part.axis, names), _meaning(part) if names else ""), note)
+        return Laid(table, {part.name: partial(along, results, part.axis, part.title, names=names)})
     if part.show is Show.CHOICE:
         return Laid(_noted(choice_table(results), note), {part.name: partial(figures.returns, results)})
     compared = results.compared()
@@ -109,6 +114,12 @@ def lay(part: Part, experiment: Experiment, results: Results) -> Laid:
         return Laid(_noted(tables.grid(results), note), {})
     table = _noted(averages_table(results, compared), note)
     return Laid(table, {part.name: partial(averages, results, compared, part.title)})
+
+
+def _names(part: Part, axis: str) -> Names:
+    """Of the lists that a part's variants have on its axis."""
+    values = {name: dict(flat(parse_overrides(own))).get(axis) for name, own in part.variants.items()}
+    return {tuple(value): name for name, value in values.items() if isinstance(value, list)}
 
 
 def _meaning(part: Part) -> str:
@@ -159,33 +170,35 @@ def choice_table(results: Results) -> Table:
     return Table(f"Variants of {results.runs[0].name}", header, tuple(rows), note)
 
 
-def along_table(results: Results, key: str) -> Table:
-    """Final returns by data set, method and one key of the recipe."""
+def along_table(results: Results, key: str, names: Names = MappingProxyType({})) -> Table:
+    """Final returns by data set, method and one key of the recipe; a list has its name, if it has one."""
     rows = []
     for dataset in results.datasets:
         for name, runs in _by_recipe(results.of(dataset)).items():
             rows += [
                 (tables.short(dataset), name, place, tables.spread(run.final))
-                for place, run in [(_place(run, key), run) for run in runs]
+                for place, run in [(_place(run, key, names), run) for run in runs]
             ]
     header = ("data set", "method", key.rpartition(".")[2], "final return")
     note = f"scale {results.scales}; mean ± std over seeds"
     return Table(f"Final returns along {key}", header, tuple(rows), note, text_columns=3)
 
 
-def along(results: Results, key: str, title: str, theme: Theme = LIGHT) -> Figure:
+def along(
+    results: Results, key: str, title: str, theme: Theme = LIGHT, *, names: Names = MappingProxyType({})
+) -> Figure:
     """Final return against a key of the recipe, one panel a data set: mean with 95% interval.
 
-    Runs that differ in something else than the key's value (a derivative that has no step) are drawn as levels.
+    Runs that differ in something else than the key's value (a derivative that has no step) are drawn as levels; lists
+    stand at their names, if they have some.
     """
     with styled(theme):
         figure, panels = figures.split(len(results.datasets))
-        names = list(_by_recipe(results.runs))
-        colors = figures.colors_of(names, theme)
+        colors = figures.colors_of(list(_by_recipe(results.runs)), theme)
         for dataset, axes in zip(results.datasets, panels, strict=True):
             for name, runs in _by_recipe(results.of(dataset)).items():
                 placed = [run for run in runs if _level(run, key) is None]
-                _line(axes, placed, key, colors[name], name)
+                _line(axes, placed, key, names, colors[name], name)
                 for run, style in zip(
                     [run for run in runs if _level(run, key)], itertools.cycle(("-.", (0, (1, 1)))), strict=False
                 ):
@@ -256,14 +269,14 @@ def _noted(table: Table, note: str) -> Table:
     return Table(table.title, table.header, table.rows, "; ".join(filter(None, [table.note, note])), table.text_columns)
 
 
-def _line(axes: Axes, runs: Sequence[Run], key: str, color: str, label: str) -> None:
+def _line(axes: Axes, runs: Sequence[Run], key: str, names: Names, color: str, label: str) -> None:
     """One method along the axis; numbers of several sizes on a logarithmic axis, lists by their names."""
     if not runs:
         return
     values = [run.option(key) for run in runs]
     numeric = all(isinstance(value, (int, float)) for value in values)
     runs = sorted(runs, key=lambda run: run.option(key)) if numeric else runs
-    places = [run.option(key) for run in runs] if numeric else [_place(run, key) for run in runs]
+    places = [run.option(key) for run in runs] if numeric else [_place(run, key, names) for run in runs]
     means = [statistics.mean([run.final]) for run in runs]
     axes.plot(places, [mean.value for mean in means], "o-", color=color, lw=1.5, ms=4, label=label)
     for place, mean in zip(places, means, strict=True):
@@ -275,12 +288,14 @@ def _line(axes: Axes, runs: Sequence[Run], key: str, color: str, label: str) -> 
         axes.tick_params(axis="x", rotation=30)
 
 
-def _place(run: Run, key: str) -> str:
+def _place(run: Run, key: str, names: Names) -> str:
     level = _level(run, key)
     value = run.option(key)
     if level is not None:
         return level
-    return ", ".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"
+    if isinstance(value, list):
+        return names.get(tuple(value)) or ", ".join(f"{number:g}" for number in value)
+    return f"{value:g}"
 
 
 def _level(run: Run, key: str) -> str | None:

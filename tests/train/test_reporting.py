@@ -221,8 +221,15 @@ def test_a_derivative_without_a_step_is_a_level(tmp_path):
 def test_lists_on_an_axis_are_names(tmp_path):
     for xi in ("[0.0, 0.0, 0.0, 0.0]", "[2.0, 0.0, 0.0, 0.0]"):
         write_run(tmp_path / xi, "om2p-paper", settings=[f"options.xi={xi}"])
-    axes = papers.along(results.gather([tmp_path]), "options.xi", "times").axes[0]
+    found = results.gather([tmp_path])
+    axes = papers.along(found, "options.xi", "times").axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0, 0, 0, 0", "2, 0, 0, 0"]
+    figure2 = experiments.read("figure2")
+    laid = papers.lay(part_of("figure2", Show.AXIS), figure2, found)
+    axes = laid.figures["times"](LIGHT).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["uniform", "late"]
+    assert [row[2] for row in laid.table.rows] == ["uniform", "late"]
+    assert "late: options.xi=[2.0, 0.0, 0.0, 0.0]" in laid.table.note
 
 
 def test_averages_are_over_all_runs_and_data_sets(two):
