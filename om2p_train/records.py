@@ -6,6 +6,7 @@ be joined end to end.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ class _Record(Facts):
     """One line.
 
     Attributes:
-        folder: where the run lies, or lay, as seen from the file's folder, or from what far runs have in common.
+        folder: where the run lies, or lay, as seen from the file's folder; of far runs the end of it.
         updates: [U], when the policy was evaluated.
         returns: [U, S], mean over the evaluation episodes of every seed, all digits.
     """
@@ -54,14 +55,15 @@ def write(runs: Iterable[Run], path: Path) -> None:
 
 
 def _places(runs: Sequence[Run], path: Path) -> list[str]:
-    """Folders as seen from a file of records; from what they share where they share nothing with it but the root.
+    """Folders as seen from a file of records; where one shares but the root with it, as little as tells them apart.
 
     A file that is given to others should not say how somebody's machine is laid out.
     """
     own, start = [Path(os.path.abspath(run.folder)) for run in runs], Path(os.path.abspath(path.parent))
-    if any(_apart(folder, start) for folder in own):
-        start = Path(os.path.commonpath([folder.parent for folder in own]))
-    return [Path(os.path.relpath(folder, start)).as_posix() for folder in own]
+    if not any(_apart(folder, start) for folder in own):
+        return [Path(os.path.relpath(folder, start)).as_posix() for folder in own]
+    ends = ([Path(*folder.parts[-length:]).as_posix() for folder in own] for length in itertools.count(1))
+    return next(places for places in ends if len(set(places)) == len(set(own)))
 
 
 def _apart(one: Path, other: Path) -> bool:

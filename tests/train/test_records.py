@@ -59,9 +59,16 @@ def test_a_run_counts_once_however_it_is_given(two, tmp_path):
 
 
 def test_a_record_does_not_say_how_a_machine_is_laid_out(two, tmp_path):
-    """Runs that share nothing with the file but the root are named from what they have in common."""
-    far = [dataclasses.replace(results.read(run), folder=Path("/elsewhere/of/mine/runs", run.name)) for run in two]
-    for runs, named in ((far, ["bc", "om2p"]), (far[1:], ["om2p"])):
+    """Runs that share nothing with the file but the root are named by as much as tells them apart."""
+    one, other = map(results.read, two)
+    for folders, named in (
+        (["/elsewhere/of/mine/runs/bc", "/elsewhere/of/mine/runs/om2p"], ["bc", "om2p"]),
+        (["/elsewhere/of/mine/runs/bc", "/third/of/mine/bc"], ["runs/bc", "mine/bc"]),
+        (["/elsewhere/of/mine/bc", str(tmp_path / "om2p")], ["bc", "om2p"]),
+    ):
+        runs = [
+            dataclasses.replace(run, folder=Path(folder)) for run, folder in zip((one, other), folders, strict=True)
+        ]
         records.write(runs, tmp_path / "runs.jsonl")
         lines = (tmp_path / "runs.jsonl").read_text().splitlines()
         assert [json.loads(line)["folder"] for line in lines] == named
