@@ -29,7 +29,11 @@ EXCEPTIONS = {
 # Found when trained teams were played again with less noise: no variant has it, and it does not change what is learned.
 OF_ITS_OWN = {("om2p", "halfcheetah-2x3"): {"noise_scale"}}
 STANDS_FOR = {"world": ["world", "predator-prey"]}
-STANDS_FOR_TIERS = {"medium": [Tier.MEDIUM_REPLAY, Tier.MEDIUM, Tier.MEDIUM_EXPERT], "expert": [Tier.EXPERT]}
+STANDS_FOR_TIERS = {
+    "medium-replay": [Tier.MEDIUM_REPLAY],
+    "medium": [Tier.MEDIUM, Tier.MEDIUM_EXPERT],
+    "expert": [Tier.EXPERT],
+}
 
 
 @pytest.mark.parametrize("part", TUNING.part, ids=lambda part: part.name)
