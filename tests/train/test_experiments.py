@@ -81,8 +81,9 @@ def test_a_part_can_be_narrowed():
     assert experiments.narrowed(experiments.read("table1"), [], []) == list(experiments.read("table1").part)
     (part,) = experiments.narrowed(experiments.read("table1"), [], [], ["om2p", "bc"], [7])
     assert (part.algorithms, part.seeds) == (("bc", "om2p"), (7,))
-    (part,) = experiments.narrowed(experiments.read("tuning"), [], [], ["omar"])
-    assert part.name == "omar"
+    tuning = experiments.read("tuning")
+    assert [part.name for part in experiments.narrowed(tuning, [], [], ["omar"])] == ["omar", "omar-replay"]
+    assert [part.name for part in experiments.narrowed(tuning, [], [Tier.EXPERT], ["omar"])] == ["omar"]
     with pytest.raises(UserError, match="unknown recipe in the experiment 'om2q': did you mean 'om2p'"):
         experiments.narrowed(experiments.read("table1"), [], [], ["bc", "om2q"])
     with pytest.raises(UserError, match=r"none of these: its tasks are world, its tiers medium-replay, .*expert$"):
