@@ -6,7 +6,6 @@ be joined end to end.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -62,8 +61,10 @@ def _places(runs: Sequence[Run], path: Path) -> list[str]:
     own, start = [Path(os.path.abspath(run.folder)) for run in runs], Path(os.path.abspath(path.parent))
     if not any(_apart(folder, start) for folder in own):
         return [Path(os.path.relpath(folder, start)).as_posix() for folder in own]
-    ends = ([Path(*folder.parts[-length:]).as_posix() for folder in own] for length in itertools.count(1))
-    return next(places for places in ends if len(set(places)) == len(set(own)))
+    longest = max(len(folder.parts) for folder in own)
+    ends = ([Path(*folder.parts[1:][-length:]).as_posix() for folder in own] for length in range(1, longest))
+    whole = [folder.as_posix() for folder in own]  # on drives of several letters no end tells all of them apart
+    return next((places for places in ends if len(set(places)) == len(set(own))), whole)
 
 
 def _apart(one: Path, other: Path) -> bool:

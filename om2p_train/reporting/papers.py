@@ -118,8 +118,9 @@ def lay(part: Part, experiment: Experiment, results: Results) -> Laid:
 
 def _names(part: Part, axis: str) -> Names:
     """Of the lists that a part's variants have on its axis."""
-    values = {name: dict(flat(parse_overrides(own))).get(axis) for name, own in part.variants.items()}
-    return {tuple(value): name for name, value in values.items() if isinstance(value, list)}
+    variants = {name: dict(flat(parse_overrides(own))) for name, own in part.variants.items()}
+    alone = {name: own[axis] for name, own in variants.items() if list(own) == [axis]}
+    return {tuple(value): name for name, value in alone.items() if isinstance(value, list)}
 
 
 def _meaning(part: Part) -> str:

@@ -39,7 +39,7 @@ _READING = (
     "how much of everything is taken: `cpu` is a laptop's, `paper` the papers'. Methods are recipes of `om2p-train`: "
     "`om2p-paper` and `om2p-released` are the OM2P paper's text and its authors' code, `om2p` is ours, `bc-flow` is "
     "`om2p` without Q, and `vgm2p` a reconstruction. A scale's recipes have what the tables under `tuning` mark, "
-    "where there are any."
+    "where there are any; BC's step size is that of all recipes."
 )
 
 

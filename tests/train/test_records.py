@@ -65,6 +65,7 @@ def test_a_record_does_not_say_how_a_machine_is_laid_out(two, tmp_path):
         (["/elsewhere/of/mine/runs/bc", "/elsewhere/of/mine/runs/om2p"], ["bc", "om2p"]),
         (["/elsewhere/of/mine/runs/bc", "/third/of/mine/bc"], ["runs/bc", "mine/bc"]),
         (["/elsewhere/of/mine/bc", str(tmp_path / "om2p")], ["bc", "om2p"]),
+        (["/mine/bc", "/of/mine/bc"], ["mine/bc", "of/mine/bc"]),
     ):
         runs = [
             dataclasses.replace(run, folder=Path(folder)) for run, folder in zip((one, other), folders, strict=True)

@@ -1,4 +1,4 @@
-"""Recipes hold at scale cpu what the recorded tuning chose: nothing in them was copied wrong or picked by hand."""
+"""Recipes hold at scale cpu what the recorded tuning chose, but for what is named here: nothing was copied wrong."""
 
 from __future__ import annotations
 
