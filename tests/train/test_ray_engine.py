@@ -31,7 +31,7 @@ algorithms = ["bc", "own.toml"]
 seeds = [0, 1]
 transitions = 500
 settings = [
-    "run.updates=900", "run.evaluate_every=300", "run.checkpoint_every=50", "run.evaluation_episodes=4",
+    "run.updates=12000", "run.evaluate_every=6000", "run.checkpoint_every=50", "run.evaluation_episodes=4",
     "network.hidden=[8]",
 ]
 """
