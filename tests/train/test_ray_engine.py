@@ -31,7 +31,7 @@ algorithms = ["bc", "own.toml"]
 seeds = [0, 1]
 transitions = 500
 settings = [
-    "run.updates=12000", "run.evaluate_every=6000", "run.checkpoint_every=50", "run.evaluation_episodes=4",
+    "run.updates=8000", "run.evaluate_every=4000", "run.checkpoint_every=50", "run.evaluation_episodes=4",
     "network.hidden=[8]",
 ]
 """
