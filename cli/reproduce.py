@@ -21,7 +21,7 @@ def reproduce(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="table1, table2, figure2, figure3, figure4, vgm2p, tuning, improvements; without it, what they are."
+            help="table1, table2, figure2 to figure4, vgm2p, tuning, improvements, teams; without it, what they are."
         ),
     ] = None,
     scale: Annotated[

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from om2p_data.stacked import StackedMLP
 from om2p_train.diffusion import dpm_solver
@@ -43,6 +44,7 @@ class Actor(nn.Module, abc.ABC):
         noise_dim: Z, how many normal numbers one action needs.
         space: where actions live.
         obs_mean, obs_scale: what observations are standardised with, [K, 1, O]; 0 and 1 unless the data say otherwise.
+        context: whose play is wanted, one-hot [K, 1, C], where behaviour teams are told apart; it follows observations.
         noise_scale: what the noise is multiplied by where the policy acts; a flow acts with the middle of what it has
             learned at 0.
         takes_the_best: whether an action is the best of several candidates, so that rounding may change it to another.
@@ -53,6 +55,7 @@ class Actor(nn.Module, abc.ABC):
     space: ActionSpace
     obs_mean: Tensor
     obs_scale: Tensor
+    context: Tensor
     noise_scale: float = 1.0
     takes_the_best: ClassVar[bool] = False
 
@@ -63,8 +66,10 @@ class Actor(nn.Module, abc.ABC):
         seeds = len(streams.generators)
         self.space = ActionSpace(team, seeds).to(streams.device)
         lead = seeds * team.num_agents
-        self.register_buffer("obs_mean", torch.zeros(lead, 1, team.obs_dim, device=streams.device))
-        self.register_buffer("obs_scale", torch.ones(lead, 1, team.obs_dim, device=streams.device))
+        self.register_buffer("obs_mean", torch.zeros(lead, 1, team.seen_dim, device=streams.device))
+        self.register_buffer("obs_scale", torch.ones(lead, 1, team.seen_dim, device=streams.device))
+        if team.context:
+            self.register_buffer("context", torch.zeros(lead, 1, team.context, device=streams.device))
 
     def standardize(self, mean: Tensor, scale: Tensor) -> None:
         """Take over the statistics that the training data were standardised with, each [N, 1, O]."""
@@ -72,9 +77,17 @@ class Actor(nn.Module, abc.ABC):
         self.obs_mean.copy_(mean.repeat(seeds, 1, 1))
         self.obs_scale.copy_(scale.repeat(seeds, 1, 1))
 
+    def play_as(self, behavior_teams: Tensor) -> None:
+        """Act as one of the behaviour teams that were told apart, int64 [S], one a seed."""
+        chosen = F.one_hot(behavior_teams, self.team.context).float()
+        self.context.copy_(chosen.repeat_interleave(self.team.num_agents, 0).unsqueeze(1))
+
     def act(self, obs: Tensor, eps: Tensor) -> Tensor:
-        """obs [K, B, O] as the worlds give them, eps ~ N(0, I) [K, B, Z] -> actions [K, B, A]."""
-        return self((obs - self.obs_mean) / self.obs_scale, self.noise_scale * eps)
+        """obs [K, B, O] as the worlds give them, without context; eps ~ N(0, I) [K, B, Z] -> actions [K, B, A]."""
+        obs = (obs - self.obs_mean) / self.obs_scale
+        if self.team.context:
+            obs = torch.cat([obs, self.context.expand(-1, obs.shape[1], -1)], -1)
+        return self(obs, self.noise_scale * eps)
 
     @abc.abstractmethod
     def forward(self, obs: Tensor, eps: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
 
 from om2p_data.dataset import Dataset
 from om2p_data.errors import UserError
@@ -29,6 +30,9 @@ class DataConfig(Record):
 
     normalize_obs: bool = Field(default=False, description="standardise observations by the data's mean and deviation")
     time_limit: TimeLimit = Field(default=TimeLimit.CONTINUE, description="what a time limit means to the critics")
+    behavior_teams: PositiveInt = Field(
+        default=1, description="teams whose episodes are told apart, to act as the best of them; 1: none"
+    )
 
 
 class Batch(NamedTuple):
@@ -57,6 +61,9 @@ class Transitions:
         obs: [M + E, N, O]; obs_index: int64 [M], row of each transition's observation; the next is one row further.
         rewards, mask: [M, N].
         last: bool [M], whether a transition is its episode's last.
+        starts, lengths: int64 [E], first transition and number of them, of every episode.
+        team_returns: [E], undiscounted.
+        labels: int64 [S, E], which behaviour team played each episode by each seed's count, None where nobody asks.
 
     Raises:
         UserError: agents that leave before their episode ends.
@@ -79,24 +86,55 @@ class Transitions:
             ended = ended | episodes.truncated
         self.mask = _tensor(~ended, device).float()
         self.obs_index = _tensor(episodes.obs_index, device)
+        self.starts, self.lengths = _tensor(episodes.transition_start, device), _tensor(episodes.lengths, device)
         self.last = torch.zeros(len(self), dtype=torch.bool, device=device)
-        self.last[_tensor(episodes.transition_start + episodes.lengths - 1, device)] = True
+        self.last[self.starts + self.lengths - 1] = True
+        self.team_returns = _tensor(episodes.team_returns, device).float()
+        self.labels: Tensor | None = None
+        self._episode = self.obs_index - torch.arange(len(self), device=device)  # an episode has one observation more
+        self._teams = 1
+
+    def mark(self, labels: Tensor, teams: int, best: Tensor) -> None:
+        """Let observations of batches end with who played their episode, one-hot [C], and see more of one of the teams.
+
+        Args:
+            labels: int64 [S, E].
+            teams: C.
+            best: int64 [S], whose transitions make up half of every batch: what the policy is to play as must not be a
+                tenth of its training because it is a tenth of the data.
+        """
+        self.labels, self._teams = labels, teams
+        played = (labels == best.unsqueeze(1)).gather(1, self._episode.expand(len(best), -1))  # [S, M]
+        self._counts = played.sum(1, keepdim=True)
+        # Rows of its transitions come first where they are sorted by whether they are its own.
+        self._own = played.byte().argsort(dim=1, descending=True, stable=True)[:, : int(self._counts.max())]
 
     def __len__(self) -> int:
         return len(self.rewards)
 
     def sample(self, streams: SeedStreams, batch_size: int) -> Batch:
-        """B rows for every seed, uniformly with replacement."""
+        """B rows for every seed, uniformly with replacement; where teams are told apart, half of the best's."""
         rows = streams.integers(len(self), 1, batch_size)  # [S, B]
-        obs_rows = self.obs_index[rows]
+        if self.labels is not None:
+            own = batch_size // 2
+            places = (streams.uniform(1, own) * self._counts).long()
+            rows[:, :own] = self._own.gather(1, places.minimum(self._counts - 1))
         return Batch(
-            obs=by_learner(self.obs[obs_rows]),
+            obs=self.seen(rows),
             actions=by_learner(self.actions[rows]),
             rewards=by_learner(self.rewards[rows]),
-            next_obs=by_learner(self.obs[obs_rows + 1]),
+            next_obs=self.seen(rows, 1),
             mask=by_learner(self.mask[rows]),
             rows=rows,
         )
+
+    def seen(self, rows: Tensor, later: int = 0) -> Tensor:
+        """What learners see at transitions [S, B], or one step later; [K, B, O], with the context if there is one."""
+        obs = self.obs[self.obs_index[rows] + later]  # [S, B, N, O]
+        if self.labels is not None:
+            who = F.one_hot(self.labels.gather(1, self._episode[rows]), self._teams).to(obs.dtype)  # [S, B, C]
+            obs = torch.cat([obs, who.unsqueeze(2).expand(-1, -1, obs.shape[2], -1)], -1)
+        return by_learner(obs)
 
 
 def by_learner(values: Tensor) -> Tensor:

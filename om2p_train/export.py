@@ -15,7 +15,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ class _AgentGraph(nn.Module):
     def __init__(self, team: _TeamGraph, obs_dim: int, act_dim: int):
         super().__init__()
         self.team = team
-        self._padding = team.actor.team.obs_dim - obs_dim
+        self._padding = team.actor.team.seen_dim - obs_dim
         self._act_dim = act_dim
 
     def forward(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -318,7 +318,7 @@ def _one_agent(actor: Actor, place: int) -> Actor:
     """The networks of one agent, padded as they are in the team."""
     own = dict(actor.architecture)
     team, network = Team.from_json(own.pop("team")), NetworkConfig.model_validate_json(json.dumps(own.pop("network")))
-    alone = Team(team.obs_dim, (team.act_dim,), team.discrete)
+    alone = replace(team, act_dims=(team.act_dim,))
     agent = ACTORS[actor.kind](SeedStreams([0], INITIALISATION), alone, network, **own)
     sizes = {name: len(value) // team.num_agents for name, value in actor.state_dict().items()}
     agent.load_state_dict(

@@ -50,4 +50,4 @@ class SeedStreams:
         return torch.cat([one(generator) for generator in self.generators])
 
 
-INITIALISATION, SAMPLING, EVALUATION = range(3)
+INITIALISATION, SAMPLING, EVALUATION, TELLING_APART = range(4)

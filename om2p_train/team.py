@@ -21,14 +21,16 @@ class Team:
     """N agents, padded to the largest of them.
 
     Attributes:
-        obs_dim: O, components of an observation.
+        obs_dim: O, components of an observation, with its context.
         act_dims: components of each agent's action, or its number of choices.
         discrete: whether actions are choices; they are one-hot then.
+        context: how many of the components, at their end, say whose play is wanted; 0 but for behaviour teams.
     """
 
     obs_dim: int
     act_dims: tuple[int, ...]
     discrete: bool
+    context: int = 0
 
     @property
     def num_agents(self) -> int:
@@ -39,9 +41,18 @@ class Team:
         """A, the largest agent's."""
         return max(self.act_dims)
 
+    @property
+    def seen_dim(self) -> int:
+        """Components of an observation as the worlds give it."""
+        return self.obs_dim - self.context
+
     @classmethod
-    def of(cls, spec: TeamSpec) -> Team:
+    def of(cls, spec: TeamSpec, behavior_teams: int = 1) -> Team:
         """The team of a data set.
+
+        Args:
+            spec: of the data set.
+            behavior_teams: how many teams its episodes are told to be of.
 
         Raises:
             UserError: some agents choose and others do not.
@@ -50,7 +61,8 @@ class Team:
             raise UserError(
                 f"the agents {', '.join(spec.agents)} have discrete and continuous actions: training needs one kind"
             )
-        return cls(spec.obs_dim, spec.act_dims, spec.discrete[0])
+        context = behavior_teams if behavior_teams > 1 else 0
+        return cls(spec.obs_dim + context, spec.act_dims, spec.discrete[0], context)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for files."""
@@ -59,7 +71,8 @@ class Team:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Team:
         """The inverse of `to_json`."""
-        return cls(int(values["obs_dim"]), tuple(values["act_dims"]), bool(values["discrete"]))
+        own = int(values["obs_dim"]), tuple(values["act_dims"]), bool(values["discrete"])
+        return cls(*own, int(values.get("context", 0)))  # which the files of earlier versions lack
 
 
 class ActionSpace(nn.Module):

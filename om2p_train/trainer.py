@@ -28,7 +28,7 @@ from om2p_data.errors import UserError
 from om2p_data.measuring import cpu_model
 from om2p_data.provenance import commit
 from om2p_data.storage import reason
-from om2p_train import algorithms, run_folder
+from om2p_train import algorithms, behavior_teams, run_folder
 from om2p_train.algorithms import Algorithm
 from om2p_train.arena import obstacle, random_return
 from om2p_train.batches import Transitions
@@ -42,7 +42,7 @@ from om2p_train.policy import save_policy
 from om2p_train.progress import Progress
 from om2p_train.recorder import Recorder
 from om2p_train.run_folder import POLICIES
-from om2p_train.streams import INITIALISATION, SAMPLING, SeedStreams
+from om2p_train.streams import INITIALISATION, SAMPLING, TELLING_APART, SeedStreams
 from om2p_train.team import Team
 
 if sys.platform != "win32":
@@ -138,7 +138,7 @@ def train(
         # All that can be refused is, before the folder is touched.
         begun = resume and run_folder.holds_run(folder)
         facts = _facts(job, begun, loggers)
-        algorithm, learner = _learner(job)
+        algorithm, data, learner = _learner(job)
         if facts["finished"]:
             return False
         with _evaluator(job, algorithm) as evaluator, run_folder.claimed(folder), _full_disk(folder):
@@ -147,6 +147,10 @@ def train(
             clock, recorder = _open(job, learner, facts, begun)
             finished = False
             try:
+                if job.recipe.data.behavior_teams > 1 and data.labels is None:
+                    with clock.training():
+                        facts["behavior_teams"] = _tell_apart(job, data, algorithm, progress)
+                    run_folder.write_facts(folder, facts)
                 _loop(job, learner, evaluator, recorder, clock, progress)
                 _write_policies(job, algorithm)
                 run_folder.write_facts(folder, facts | {"finished": True, "timing": _timing(job, clock)})
@@ -173,8 +177,9 @@ def _job(dataset: Dataset, recipe: TrainRecipe, seeds: Sequence[int], folder: Pa
     return _Job(dataset, recipe, list(seeds), folder, usable_device(device))
 
 
-def _learner(job: _Job) -> tuple[Algorithm, Learner]:
-    recipe, team = job.recipe, Team.of(job.dataset.environment.spec)
+def _learner(job: _Job) -> tuple[Algorithm, Transitions, Learner]:
+    recipe = job.recipe
+    team = Team.of(job.dataset.environment.spec, recipe.data.behavior_teams)
     initial = SeedStreams(job.seeds, INITIALISATION, job.device)
     algorithm = algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, initial)
     data = Transitions(job.dataset, job.device, recipe.data)
@@ -182,7 +187,7 @@ def _learner(job: _Job) -> tuple[Algorithm, Learner]:
     sampling = SeedStreams(job.seeds, SAMPLING, job.device)
     graphs = CudaGraphs() if job.device.type == "cuda" else None
     learner = Learner(algorithm, data, sampling, recipe.optimizer, recipe.run.updates, recipe.compute, graphs)
-    return algorithm, learner
+    return algorithm, data, learner
 
 
 @contextlib.contextmanager
@@ -218,6 +223,18 @@ def _open(job: _Job, learner: Learner, facts: dict[str, Any], begun: bool) -> tu
     run_folder.write_recipe(folder, job.recipe.file())
     opened = open_loggers(folder, job.label, facts, learner.updates)
     return clock, Recorder(folder, job.seeds, job.dataset.environment.spec.agents, sizes, opened)
+
+
+def _tell_apart(job: _Job, data: Transitions, algorithm: Algorithm, show: bool) -> list[dict[str, Any]]:
+    """Find out which behaviour team played each episode; what is found is returned for run.json, seed by seed."""
+    teams, streams = job.recipe.data.behavior_teams, SeedStreams(job.seeds, TELLING_APART, job.device)
+    found = behavior_teams.tell_apart(data, teams, streams, job.label, show)
+    data.mark(found.labels, teams, found.best)
+    algorithm.policy.play_as(found.best)
+    if show:
+        for seed, words in zip(job.seeds, found.words(), strict=True):
+            print(f"{job.label}, seed {seed}: {words}", file=sys.stderr)
+    return found.facts()
 
 
 def _loop(

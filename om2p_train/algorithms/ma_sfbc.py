@@ -133,11 +133,11 @@ class MASfBC(Algorithm):
         """R of a later round, from the critic of the round before."""
         seeds, agents = len(streams.generators), self.team.num_agents
         many, size = self.options.planning_samples, self.team.act_dim
-        rows = data.obs_index + 1  # of the next observations, [M]
+        rows = torch.arange(len(data), device=data.obs.device)
         values = []
         at_once = _CHUNK_ON_CPU if data.obs.device.type == "cpu" else _CHUNK
         for chunk in rows.split(max(1, at_once // (many * seeds * agents))):
-            obs = data.obs[chunk].transpose(0, 1).repeat(seeds, 1, 1)  # [K, b, O]
+            obs = data.seen(chunk.expand(seeds, -1), 1)  # [K, b, O]
             actions = self.policy.samples(obs, streams.normal(agents, len(chunk), many, size))
             q = self.critic.of_many(obs, actions).mean(1)  # [K, b, m]
             v = (torch.softmax(self.options.planning_sharpness * q, -1) * q).sum(-1)

@@ -34,7 +34,7 @@ ARCHITECTURE = {
 KINDS = [(kind, discrete) for kind in ACTORS for discrete in (False, True) if discrete or kind != "greedy"]
 
 
-def team_of(kind: str, discrete: bool) -> TeamPolicy:
+def team_of(kind: str, discrete: bool, behavior_teams: int = 1) -> TeamPolicy:
     """3 agents of different sizes, numbers in [-3, 1]."""
     card = named("cn")
     sizes = (2, 4, 3)
@@ -44,7 +44,9 @@ def team_of(kind: str, discrete: bool) -> TeamPolicy:
     }
     spec = dataclasses.replace(card.spec, obs_dims=(6, 5, 4), act_dims=sizes, discrete=(discrete,) * 3, **bounds)
     streams = SeedStreams([0], INITIALISATION)
-    actor: Actor = ACTORS[kind](streams, Team.of(spec), NETWORK, **ARCHITECTURE.get(kind, {}))
+    actor: Actor = ACTORS[kind](streams, Team.of(spec, behavior_teams), NETWORK, **ARCHITECTURE.get(kind, {}))
+    if behavior_teams > 1:
+        actor.play_as(torch.tensor([1]))
     if kind == "diffusion":
         actor.get_buffer("trust").fill_(1.0)
     actor.standardize(torch.full((3, 1, 6), 0.5), torch.full((3, 1, 6), 2.0))
@@ -57,9 +59,10 @@ def drawn(shapes: list, batch: int) -> list[np.ndarray]:
     return [rng.standard_normal(shape).astype(np.float32) for shape in sizes]
 
 
+@pytest.mark.parametrize("behavior_teams", [1, 3])
 @pytest.mark.parametrize(("kind", "discrete"), KINDS)
-def test_a_graph_gives_what_the_environment_takes(kind, discrete):
-    team = team_of(kind, discrete)
+def test_a_graph_gives_what_the_environment_takes(kind, discrete, behavior_teams):
+    team = team_of(kind, discrete, behavior_teams)
     graph, signature = graph_of(team)
     assert ("noise" in signature.inputs) == (kind not in ("deterministic", "greedy"))
     inputs = [torch.from_numpy(value) for value in drawn(list(signature.inputs.values()), 7)]

@@ -29,7 +29,7 @@ UPDATES = 24
 SETTINGS = {
     "om2p": (),
     "ma-sfbc": ("options.behavior_share=0.5", "options.rounds=3", "network.hidden=[8]"),
-    "bc": ("data.normalize_obs=true", "network.hidden=[8]"),
+    "bc": ("data.normalize_obs=true", "data.behavior_teams=2", "network.hidden=[8]"),
 }
 LOOP = (f"run.updates={UPDATES}", "run.log_every=4", "run.evaluate_every=8", "run.evaluation_episodes=2")
 

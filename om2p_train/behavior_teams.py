@@ -1,0 +1,196 @@
+"""Which of several behaviour teams played each episode, told apart by what they did alone.
+
+Data that several teams made hold several joint conventions: who goes where, and who makes room. Agents that clone such
+data each on its own mix them: what each of them does is right, and what they do together is not. A team that plays an
+episode plays all of it, and all of its agents are in it, so that whole episodes tell who it was: a mixture of C
+deterministic teams is fitted by expectation maximisation, annealed from where every team plays a little of everything
+(Ueda and Nakano 1998).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from om2p_data.errors import UserError
+from om2p_data.stacked import Activation, StackedMLP
+from om2p_train.networks import per_seed
+
+if TYPE_CHECKING:
+    from om2p_train.batches import Transitions
+    from om2p_train.streams import SeedStreams
+
+_ROUNDS = 20
+_UPDATES = 100  # of the networks, in a round
+_BATCH = 64  # transitions that a network sees in an update
+_HIDDEN = (64, 64)
+_LEARNING_RATE = 3e-3
+# By how much better a team has to fit an episode to be e times as likely, in units of the mean squared error of those
+# that fit best. It falls from round to round by the same factor.
+_WARMEST, _COLDEST = 1.0, 0.02
+_LOOKS, _LOOKS_IN_ALL = 8, 24_000  # transitions by which an episode, and at least all of them, are judged in a round
+_MORE_LOOKS = 4  # times as many at the end
+_LEAST_SHARE = 0.01  # of the transitions, for a team to be acted as: less cannot be told from a lucky episode
+_NUMBERS_AT_ONCE = 2**24  # activations that judging holds
+
+
+class BehaviorTeams(NamedTuple):
+    """C teams, as each of S seeds tells them apart on its own.
+
+    Attributes:
+        labels: int64 [S, E], who played each episode.
+        shares: of the transitions, [S, C].
+        returns: mean team return of their episodes, [S, C]; NaN where a team has none.
+        best: int64 [S], the team of the highest return among those with a hundredth of the transitions.
+    """
+
+    labels: Tensor
+    shares: Tensor
+    returns: Tensor
+    best: Tensor
+
+    def facts(self) -> list[dict[str, Any]]:
+        """The teams of each seed as JSON values: share and mean return of all, and the number of the one to play as."""
+        by_seed = zip(self.shares.tolist(), self.returns.tolist(), self.best.tolist(), strict=True)
+        return [{"shares": own, "returns": [_number(value) for value in r], "plays": best} for own, r, best in by_seed]
+
+    def words(self) -> list[str]:
+        """The same for people."""
+        lines = []
+        for fact in self.facts():
+            there = [pair for pair in zip(fact["returns"], fact["shares"], strict=True) if pair[0] is not None]
+            teams = ", ".join(f"{value:.1f} ({share:.1%})" for value, share in sorted(there, reverse=True))
+            best = f"{fact['returns'][fact['plays']]:.1f}"
+            lines.append(f"behaviour teams told apart, return (share of the data): {teams}; plays as that of {best}")
+        return lines
+
+
+def tell_apart(
+    data: Transitions, teams: int, streams: SeedStreams, label: str = "", show: bool = False
+) -> BehaviorTeams:
+    """Fit the mixture and say who played what.
+
+    Args:
+        data: all transitions.
+        teams: C, how many teams there are taken to be. One more than there are splits a team, which does little; one
+            less leaves two of them mixed.
+        streams: random numbers, one stream a seed.
+        label: of the progress bar.
+        show: whether there is one.
+
+    Raises:
+        UserError: fewer episodes than teams.
+    """
+    mixture = _Mixture(data, teams, streams)
+    rounds = tqdm(
+        range(_ROUNDS),
+        desc=f"{label}: telling {teams} behaviour teams apart",
+        unit="round",
+        dynamic_ncols=True,
+        disable=not (show and sys.stderr.isatty()),
+    )
+    for number in rounds:
+        mixture.learn()
+        mixture.judge(_WARMEST * (_COLDEST / _WARMEST) ** (number / (_ROUNDS - 1)))
+    return described(data, teams, mixture.judge(_COLDEST, _MORE_LOOKS).argmax(-1))
+
+
+def described(data: Transitions, teams: int, labels: Tensor) -> BehaviorTeams:
+    """What teams are like whose episodes are known.
+
+    Args:
+        data: all transitions.
+        teams: C.
+        labels: int64 [S, E].
+    """
+    own = F.one_hot(labels, teams).to(data.rewards.dtype)  # [S, E, C]
+    counts, transitions = own.sum(1), torch.einsum("sec,e->sc", own, data.lengths.to(own.dtype))
+    returns = torch.einsum("sec,e->sc", own, data.team_returns) / counts  # 0 / 0 where there are none
+    shares = transitions / transitions.sum(-1, keepdim=True)
+    candidates = torch.where(shares >= _LEAST_SHARE, returns, -torch.inf)
+    return BehaviorTeams(labels, shares, returns, candidates.argmax(-1))
+
+
+class _Mixture:
+    """Networks of C teams of N agents for each of S seeds, and how likely each team is to have played each episode."""
+
+    def __init__(self, data: Transitions, teams: int, streams: SeedStreams):
+        episodes, agents = len(data.lengths), data.actions.shape[1]
+        if episodes < teams:
+            raise UserError(
+                f"data.behavior_teams is {teams} and the data set has {episodes} episodes: each team needs some, "
+                f"set it lower"
+            )
+        self._data, self._streams, self._teams = data, streams, teams
+        self._net = per_seed(
+            streams,
+            lambda g: StackedMLP(
+                teams * agents, data.obs.shape[-1], data.actions.shape[-1], _HIDDEN, Activation.RELU, generator=g
+            ),
+        )
+        self._optimizer = torch.optim.Adam(self._net.parameters(), _LEARNING_RATE, fused=True)
+        # Whoever is drawn first is as likely as any other: what the networks then happen to learn sets them apart.
+        self._likely = F.one_hot(streams.integers(teams, 1, episodes), teams).float()  # [S, E, C]
+
+    def learn(self) -> None:
+        """Fit every team to the episodes that are likely to be its own."""
+        seeds, _, teams = self._likely.shape
+        weights = (self._likely * self._data.lengths.unsqueeze(-1)).transpose(1, 2).clamp_min(_TINY)  # [S, C, E]
+        drawn = [
+            torch.multinomial(own, _UPDATES * _BATCH, replacement=True, generator=generator)
+            for own, generator in zip(weights, self._streams.generators, strict=True)
+        ]
+        rows = self._rows(torch.stack(drawn)).view(seeds, teams, _UPDATES, _BATCH)
+        for index in range(_UPDATES):
+            loss = self._errors(rows[:, :, index]).mean(-1).sum()
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+
+    @torch.no_grad()
+    def judge(self, temperature: float, more: int = 1) -> Tensor:
+        """How likely each team is to have played each episode, [S, E, C]; from some of its transitions.
+
+        Args:
+            temperature: see `_WARMEST`.
+            more: times as many transitions.
+        """
+        seeds, episodes, teams = self._likely.shape
+        looks = min(more * max(_LOOKS, -(-_LOOKS_IN_ALL // episodes)), int(self._data.lengths.max()))
+        widest = max(_HIDDEN) * seeds * teams * self._data.actions.shape[1]
+        at_once = max(1, _NUMBERS_AT_ONCE // (widest * looks))
+        parts = []
+        for some in torch.arange(episodes, device=self._likely.device).split(at_once):
+            rows = self._rows(some.repeat_interleave(looks).expand(seeds, 1, -1))  # [S, 1, e * looks]
+            parts.append(self._errors(rows.expand(-1, teams, -1)).unflatten(-1, (-1, looks)).mean(-1))
+        errors = torch.cat(parts, -1).transpose(1, 2)  # [S, E, C]
+        unit = errors.amin(-1).mean(-1).clamp_min(_TINY)
+        self._likely = torch.softmax(-errors / (temperature * unit[:, None, None]), -1)
+        return self._likely
+
+    def _rows(self, episodes: Tensor) -> Tensor:
+        """A transition of each of the episodes [S, C, n]."""
+        places = self._streams.uniform(1, *episodes.shape[1:])
+        lengths = self._data.lengths[episodes]
+        return self._data.starts[episodes] + (places * lengths).long().clamp_max(lengths - 1)
+
+    def _errors(self, rows: Tensor) -> Tensor:
+        """Squared errors of the teams at transitions rows [S, C, n], summed over agents; [S, C, n]."""
+        seeds, teams, count = rows.shape
+        obs = self._data.obs[self._data.obs_index[rows]].transpose(2, 3).flatten(0, 2)  # [S * C * N, n, O]
+        actions = self._data.actions[rows].transpose(2, 3).flatten(0, 2)
+        square = (self._net(obs) - actions).square().sum(-1)
+        return square.view(seeds, teams, -1, count).sum(2)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+_TINY = 1e-12
