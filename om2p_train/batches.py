@@ -62,7 +62,7 @@ class Transitions:
         rewards, mask: [M, N].
         last: bool [M], whether a transition is its episode's last.
         starts, lengths: int64 [E], first transition and number of them, of every episode.
-        team_returns: [E], undiscounted.
+        team_returns: float64 [E], undiscounted.
         labels: int64 [S, E], which behaviour team played each episode by each seed's count, None where nobody asks.
 
     Raises:
@@ -89,7 +89,7 @@ class Transitions:
         self.starts, self.lengths = _tensor(episodes.transition_start, device), _tensor(episodes.lengths, device)
         self.last = torch.zeros(len(self), dtype=torch.bool, device=device)
         self.last[self.starts + self.lengths - 1] = True
-        self.team_returns = _tensor(episodes.team_returns, device).float()
+        self.team_returns = _tensor(episodes.team_returns, device)
         self.labels: Tensor | None = None
         self._episode = self.obs_index - torch.arange(len(self), device=device)  # an episode has one observation more
         self._teams = 1

@@ -36,7 +36,8 @@ _LEARNING_RATE = 3e-3
 _WARMEST, _COLDEST = 1.0, 0.02
 _LOOKS, _LOOKS_IN_ALL = 8, 24_000  # transitions by which an episode, and at least all of them, are judged in a round
 _MORE_LOOKS = 4  # times as many at the end
-_LEAST_SHARE = 0.01  # of the transitions, for a team to be acted as: less cannot be told from a lucky episode
+# A team is acted as by the least that its return is likely to be: of a hundred episodes some are always lucky.
+_LEAST_SHARE, _STANDARD_ERRORS = 0.01, 2.0
 _NUMBERS_AT_ONCE = 2**24  # activations that judging holds
 
 
@@ -47,7 +48,8 @@ class BehaviorTeams(NamedTuple):
         labels: int64 [S, E], who played each episode.
         shares: of the transitions, [S, C].
         returns: mean team return of their episodes, [S, C]; NaN where a team has none.
-        best: int64 [S], the team of the highest return among those with a hundredth of the transitions.
+        best: int64 [S], the team of the highest return less two standard errors, among those with a hundredth of the
+            transitions.
     """
 
     labels: Tensor
@@ -109,12 +111,16 @@ def described(data: Transitions, teams: int, labels: Tensor) -> BehaviorTeams:
         teams: C.
         labels: int64 [S, E].
     """
-    own = F.one_hot(labels, teams).to(data.rewards.dtype)  # [S, E, C]
-    counts, transitions = own.sum(1), torch.einsum("sec,e->sc", own, data.lengths.to(own.dtype))
+    own = F.one_hot(labels, teams).double()  # [S, E, C]
+    counts, transitions = own.sum(1), torch.einsum("sec,e->sc", own, data.lengths.double())
     returns = torch.einsum("sec,e->sc", own, data.team_returns) / counts  # 0 / 0 where there are none
+    squares = torch.einsum("sec,esc->sc", own, (data.team_returns[:, None, None] - returns).square())
+    errors = (squares / (counts - 1.0) / counts).sqrt()  # standard errors; NaN or infinity below two episodes
     shares = transitions / transitions.sum(-1, keepdim=True)
-    candidates = torch.where(shares >= _LEAST_SHARE, returns, -torch.inf)
-    return BehaviorTeams(labels, shares, returns, candidates.argmax(-1))
+    surely = (returns - _STANDARD_ERRORS * errors).nan_to_num(-torch.inf, neginf=-torch.inf)
+    candidates = torch.where(shares >= _LEAST_SHARE, surely, -torch.inf)
+    best = torch.where(candidates.amax(-1) > -torch.inf, candidates.argmax(-1), shares.argmax(-1))
+    return BehaviorTeams(labels, shares, returns, best)
 
 
 class _Mixture:
