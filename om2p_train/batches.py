@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from om2p_data.dataset import Dataset
 from om2p_data.errors import UserError
@@ -30,8 +29,10 @@ class DataConfig(Record):
 
     normalize_obs: bool = Field(default=False, description="standardise observations by the data's mean and deviation")
     time_limit: TimeLimit = Field(default=TimeLimit.CONTINUE, description="what a time limit means to the critics")
-    behavior_teams: PositiveInt = Field(
-        default=1, description="teams whose episodes are told apart, to act as the best of them; 1: none"
+    behavior_teams: int | None = Field(
+        default=None,
+        ge=2,
+        description="teams whose episodes are told apart, to play as the best; left out: none",
     )
 
 
@@ -77,7 +78,7 @@ class Transitions:
                 f"{dataset.id} has agents that leave before their episode ends: training needs teams that stay together"
             )
         obs = _tensor(episodes.obs, device)
-        self.obs_mean, self.obs_scale = _statistics(obs, config.normalize_obs)
+        self.obs_mean, self.obs_scale = statistics(obs, config.normalize_obs)
         self.obs = (obs - self.obs_mean.squeeze(1)) / self.obs_scale.squeeze(1) if config.normalize_obs else obs
         self.actions = _tensor(to_unit(episodes.actions, dataset.environment.spec), device)  # [M, N, A]
         self.rewards = _tensor(episodes.rewards, device)
@@ -91,8 +92,6 @@ class Transitions:
         self.last[self.starts + self.lengths - 1] = True
         self.team_returns = _tensor(episodes.team_returns, device)
         self.labels: Tensor | None = None
-        self._episode = self.obs_index - torch.arange(len(self), device=device)  # an episode has one observation more
-        self._teams = 1
 
     def mark(self, labels: Tensor, teams: int, best: Tensor) -> None:
         """Let observations of batches end with who played their episode, one-hot [C], and see more of one of the teams.
@@ -103,11 +102,13 @@ class Transitions:
             best: int64 [S], whose transitions make up half of every batch: what the policy is to play as must not be a
                 tenth of its training because it is a tenth of the data.
         """
-        self.labels, self._teams = labels, teams
+        self.labels, self._marks = labels, torch.eye(teams, device=labels.device)
+        # An episode has one observation more than transitions.
+        self._episode = self.obs_index - torch.arange(len(self), device=labels.device)
         played = (labels == best.unsqueeze(1)).gather(1, self._episode.expand(len(best), -1))  # [S, M]
         self._counts = played.sum(1, keepdim=True)
         # Rows of its transitions come first where they are sorted by whether they are its own.
-        self._own = played.byte().argsort(dim=1, descending=True, stable=True)[:, : int(self._counts.max())]
+        self._own = played.byte().argsort(dim=1, descending=True, stable=True)[:, : int(self._counts.max())].clone()
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -132,7 +133,7 @@ class Transitions:
         """What learners see at transitions [S, B], or one step later; [K, B, O], with the context if there is one."""
         obs = self.obs[self.obs_index[rows] + later]  # [S, B, N, O]
         if self.labels is not None:
-            who = F.one_hot(self.labels.gather(1, self._episode[rows]), self._teams).to(obs.dtype)  # [S, B, C]
+            who = self._marks[self.labels.gather(1, self._episode[rows])]  # [S, B, C]
             obs = torch.cat([obs, who.unsqueeze(2).expand(-1, -1, obs.shape[2], -1)], -1)
         return by_learner(obs)
 
@@ -142,7 +143,7 @@ def by_learner(values: Tensor) -> Tensor:
     return values.transpose(1, 2).flatten(0, 1)
 
 
-def _statistics(obs: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+def statistics(obs: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
     """Mean and deviation of every agent's observations, [N, 1, O] each; a component that never moves is left alone."""
     mean, scale = torch.zeros_like(obs[:1]), torch.ones_like(obs[:1])
     if wanted:

@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from om2p_data.errors import UserError
 from om2p_data.stacked import Activation, StackedMLP
+from om2p_train.batches import statistics
 from om2p_train.networks import per_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from om2p_train.batches import Transitions
     from om2p_train.streams import SeedStreams
 
@@ -37,8 +39,9 @@ _WARMEST, _COLDEST = 1.0, 0.02
 _LOOKS, _LOOKS_IN_ALL = 8, 24_000  # transitions by which an episode, and at least all of them, are judged in a round
 _MORE_LOOKS = 4  # times as many at the end
 # A team is acted as by the least that its return is likely to be: of a hundred episodes some are always lucky.
-_LEAST_SHARE, _STANDARD_ERRORS = 0.01, 2.0
-_NUMBERS_AT_ONCE = 2**24  # activations that judging holds
+_LEAST_SHARE, _LEAST_EPISODES, _STANDARD_ERRORS = 0.01, 5, 2.0
+# What judging holds of a layer at a time: on a processor as much as its cache does.
+_NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
 
 
 class BehaviorTeams(NamedTuple):
@@ -48,33 +51,52 @@ class BehaviorTeams(NamedTuple):
         labels: int64 [S, E], who played each episode.
         shares: of the transitions, [S, C].
         returns: mean team return of their episodes, [S, C]; NaN where a team has none.
+        errors: standard errors of those, [S, C]; NaN where a team has fewer than two.
         best: int64 [S], the team of the highest return less two standard errors, among those with a hundredth of the
-            transitions.
+            transitions and five episodes; the largest where there is none.
     """
 
     labels: Tensor
     shares: Tensor
     returns: Tensor
+    errors: Tensor
     best: Tensor
 
     def facts(self) -> list[dict[str, Any]]:
-        """The teams of each seed as JSON values: share and mean return of all, and the number of the one to play as."""
-        by_seed = zip(self.shares.tolist(), self.returns.tolist(), self.best.tolist(), strict=True)
-        return [{"shares": own, "returns": [_number(value) for value in r], "plays": best} for own, r, best in by_seed]
+        """The teams of each seed as JSON values: share, mean return and its error, and whom the policy plays as."""
+        columns = {
+            name: [[_number(value) for value in row] for row in values.tolist()]
+            for name, values in (("shares", self.shares), ("returns", self.returns), ("standard_errors", self.errors))
+        }
+        return [
+            {name: rows[seed] for name, rows in columns.items()} | {"plays": best}
+            for seed, best in enumerate(self.best.tolist())
+        ]
 
     def words(self) -> list[str]:
         """The same for people."""
         lines = []
         for fact in self.facts():
-            there = [pair for pair in zip(fact["returns"], fact["shares"], strict=True) if pair[0] is not None]
-            teams = ", ".join(f"{value:.1f} ({share:.1%})" for value, share in sorted(there, reverse=True))
-            best = f"{fact['returns'][fact['plays']]:.1f}"
-            lines.append(f"behaviour teams told apart, return (share of the data): {teams}; plays as that of {best}")
+            words = [
+                f"{value:.1f}{'' if error is None else f' ± {error:.1f}'} ({share:.1%})"
+                for value, error, share in zip(fact["returns"], fact["standard_errors"], fact["shares"], strict=True)
+                if value is not None
+            ]
+            best = fact["returns"][fact["plays"]]
+            lines.append(
+                f"behaviour teams told apart, return ± standard error (share of the data): {', '.join(words)}; "
+                f"plays as that of {best:.1f}"
+            )
         return lines
 
 
 def tell_apart(
-    data: Transitions, teams: int, streams: SeedStreams, label: str = "", show: bool = False
+    data: Transitions,
+    teams: int,
+    streams: SeedStreams,
+    label: str = "",
+    show: bool = False,
+    look: Callable[[], object] | None = None,
 ) -> BehaviorTeams:
     """Fit the mixture and say who played what.
 
@@ -85,9 +107,7 @@ def tell_apart(
         streams: random numbers, one stream a seed.
         label: of the progress bar.
         show: whether there is one.
-
-    Raises:
-        UserError: fewer episodes than teams.
+        look: called after every round.
     """
     mixture = _Mixture(data, teams, streams)
     rounds = tqdm(
@@ -100,6 +120,8 @@ def tell_apart(
     for number in rounds:
         mixture.learn()
         mixture.judge(_WARMEST * (_COLDEST / _WARMEST) ** (number / (_ROUNDS - 1)))
+        if look is not None:
+            look()
     return described(data, teams, mixture.judge(_COLDEST, _MORE_LOOKS).argmax(-1))
 
 
@@ -115,12 +137,12 @@ def described(data: Transitions, teams: int, labels: Tensor) -> BehaviorTeams:
     counts, transitions = own.sum(1), torch.einsum("sec,e->sc", own, data.lengths.double())
     returns = torch.einsum("sec,e->sc", own, data.team_returns) / counts  # 0 / 0 where there are none
     squares = torch.einsum("sec,esc->sc", own, (data.team_returns[:, None, None] - returns).square())
-    errors = (squares / (counts - 1.0) / counts).sqrt()  # standard errors; NaN or infinity below two episodes
+    errors = torch.where(counts > 1, (squares / (counts - 1.0) / counts).sqrt(), torch.nan)
     shares = transitions / transitions.sum(-1, keepdim=True)
     surely = (returns - _STANDARD_ERRORS * errors).nan_to_num(-torch.inf, neginf=-torch.inf)
-    candidates = torch.where(shares >= _LEAST_SHARE, surely, -torch.inf)
+    candidates = torch.where((shares >= _LEAST_SHARE) & (counts >= _LEAST_EPISODES), surely, -torch.inf)
     best = torch.where(candidates.amax(-1) > -torch.inf, candidates.argmax(-1), shares.argmax(-1))
-    return BehaviorTeams(labels, shares, returns, best)
+    return BehaviorTeams(labels, shares, returns, errors, best)
 
 
 class _Mixture:
@@ -128,12 +150,11 @@ class _Mixture:
 
     def __init__(self, data: Transitions, teams: int, streams: SeedStreams):
         episodes, agents = len(data.lengths), data.actions.shape[1]
-        if episodes < teams:
-            raise UserError(
-                f"data.behavior_teams is {teams} and the data set has {episodes} episodes: each team needs some, "
-                f"set it lower"
-            )
-        self._data, self._streams, self._teams = data, streams, teams
+        self._data, self._streams = data, streams
+        # Whatever the units of the observations are, every component is to weigh the same.
+        mean, scale = statistics(data.obs, True)
+        stack = len(streams.generators) * teams
+        self._mean, self._scale = mean.repeat(stack, 1, 1), scale.repeat(stack, 1, 1)
         self._net = per_seed(
             streams,
             lambda g: StackedMLP(
@@ -169,12 +190,14 @@ class _Mixture:
         """
         seeds, episodes, teams = self._likely.shape
         looks = min(more * max(_LOOKS, -(-_LOOKS_IN_ALL // episodes)), int(self._data.lengths.max()))
-        widest = max(_HIDDEN) * seeds * teams * self._data.actions.shape[1]
-        at_once = max(1, _NUMBERS_AT_ONCE // (widest * looks))
-        parts = []
-        for some in torch.arange(episodes, device=self._likely.device).split(at_once):
-            rows = self._rows(some.repeat_interleave(looks).expand(seeds, 1, -1))  # [S, 1, e * looks]
-            parts.append(self._errors(rows.expand(-1, teams, -1)).unflatten(-1, (-1, looks)).mean(-1))
+        widest = max(*_HIDDEN, self._data.obs.shape[-1]) * seeds * teams * self._data.actions.shape[1]
+        every = torch.arange(episodes, device=self._likely.device).repeat_interleave(looks)
+        rows = self._rows(every.expand(seeds, 1, -1))  # [S, 1, E * looks]
+        at_once = looks * max(1, _NUMBERS_AT_ONCE[rows.device.type] // (widest * looks))
+        parts = [
+            self._errors(some.expand(-1, teams, -1)).unflatten(-1, (-1, looks)).mean(-1)
+            for some in rows.split(at_once, -1)
+        ]
         errors = torch.cat(parts, -1).transpose(1, 2)  # [S, E, C]
         unit = errors.amin(-1).mean(-1).clamp_min(_TINY)
         self._likely = torch.softmax(-errors / (temperature * unit[:, None, None]), -1)
@@ -191,7 +214,7 @@ class _Mixture:
         seeds, teams, count = rows.shape
         obs = self._data.obs[self._data.obs_index[rows]].transpose(2, 3).flatten(0, 2)  # [S * C * N, n, O]
         actions = self._data.actions[rows].transpose(2, 3).flatten(0, 2)
-        square = (self._net(obs) - actions).square().sum(-1)
+        square = (self._net((obs - self._mean) / self._scale) - actions).square().sum(-1)
         return square.view(seeds, teams, -1, count).sum(2)
 
 

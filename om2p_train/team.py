@@ -47,12 +47,12 @@ class Team:
         return self.obs_dim - self.context
 
     @classmethod
-    def of(cls, spec: TeamSpec, behavior_teams: int = 1) -> Team:
+    def of(cls, spec: TeamSpec, behavior_teams: int | None = None) -> Team:
         """The team of a data set.
 
         Args:
             spec: of the data set.
-            behavior_teams: how many teams its episodes are told to be of.
+            behavior_teams: how many teams its episodes are told to be of, None where nobody asks.
 
         Raises:
             UserError: some agents choose and others do not.
@@ -61,7 +61,7 @@ class Team:
             raise UserError(
                 f"the agents {', '.join(spec.agents)} have discrete and continuous actions: training needs one kind"
             )
-        context = behavior_teams if behavior_teams > 1 else 0
+        context = behavior_teams or 0
         return cls(spec.obs_dim + context, spec.act_dims, spec.discrete[0], context)
 
     def to_json(self) -> dict[str, Any]:

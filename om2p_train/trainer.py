@@ -125,9 +125,10 @@ def train(
         Whether anything was left to do.
 
     Raises:
-        UserError: no seeds or a seed twice, a batch larger than the data, another run is there already or being
-            trained by another process, its files are damaged, the folder cannot be written or the disk is full, no such
-            device, a logger that is asked for and not installed, or losses that are not finite.
+        UserError: no seeds or a seed twice, a batch larger than the data, more behaviour teams than episodes, another
+            run is there already or being trained by another process, its files are damaged, the folder cannot be
+            written or the disk is full, no such device, a logger that is asked for and not installed, or losses that
+            are not finite.
         Interrupted: Ctrl-C or SIGTERM; the run can go on from there.
     """
     if overwrite and resume:
@@ -147,7 +148,7 @@ def train(
             clock, recorder = _open(job, learner, facts, begun)
             finished = False
             try:
-                if job.recipe.data.behavior_teams > 1 and data.labels is None:
+                if job.recipe.data.behavior_teams is not None and data.labels is None:
                     with clock.training():
                         facts["behavior_teams"] = _tell_apart(job, data, algorithm, progress)
                     run_folder.write_facts(folder, facts)
@@ -173,6 +174,12 @@ def _job(dataset: Dataset, recipe: TrainRecipe, seeds: Sequence[int], folder: Pa
     if batch_size > transitions:
         raise UserError(
             f"optimizer.batch_size is {batch_size} and {dataset.id} has {transitions} transitions: set it lower"
+        )
+    teams, episodes = recipe.data.behavior_teams or 0, dataset.episodes.num_episodes
+    if teams > episodes:
+        raise UserError(
+            f"data.behavior_teams is {teams} and {dataset.id} has {episodes} episodes, of which each needs some: "
+            f"set it lower"
         )
     return _Job(dataset, recipe, list(seeds), folder, usable_device(device))
 
@@ -227,8 +234,16 @@ def _open(job: _Job, learner: Learner, facts: dict[str, Any], begun: bool) -> tu
 
 def _tell_apart(job: _Job, data: Transitions, algorithm: Algorithm, show: bool) -> list[dict[str, Any]]:
     """Find out which behaviour team played each episode; what is found is returned for run.json, seed by seed."""
-    teams, streams = job.recipe.data.behavior_teams, SeedStreams(job.seeds, TELLING_APART, job.device)
-    found = behavior_teams.tell_apart(data, teams, streams, job.label, show)
+    teams = job.recipe.data.behavior_teams
+    assert teams is not None
+    with wishes() as asked:
+
+        def look() -> None:
+            if (number := asked()) is not None:
+                raise Interrupted(number, 0)
+
+        streams = SeedStreams(job.seeds, TELLING_APART, job.device)
+        found = behavior_teams.tell_apart(data, teams, streams, job.label, show, look)
     data.mark(found.labels, teams, found.best)
     algorithm.policy.play_as(found.best)
     if show:

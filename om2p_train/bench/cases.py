@@ -92,9 +92,12 @@ def learner_of(case: Case, recipe: TrainRecipe, dataset: Dataset) -> tuple[Algor
     device, seeds = torch.device(case.device), range(case.seeds)
     initial = SeedStreams(seeds, INITIALISATION, device)
     algorithm = algorithms.find(recipe.algorithm)(
-        Team.of(dataset.environment.spec), recipe.network, recipe.options, initial
+        Team.of(dataset.environment.spec, recipe.data.behavior_teams), recipe.network, recipe.options, initial
     )
     data = Transitions(dataset, device, recipe.data)
+    if (teams := recipe.data.behavior_teams) is not None:  # whose episodes they are does not matter here
+        labels = (torch.arange(len(data.lengths), device=device) % teams).expand(case.seeds, -1)
+        data.mark(labels, teams, labels.new_zeros(case.seeds))
     algorithm.policy.standardize(data.obs_mean, data.obs_scale)
     graphs = CudaGraphs() if device.type == "cuda" and case.graphs else None
     streams = SeedStreams(seeds, SAMPLING, device)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from om2p_data.errors import UserError
 from om2p_train import behavior_teams, run_folder
+from om2p_train.actors import DeterministicActor
 from om2p_train.batches import Transitions, by_learner
+from om2p_train.interruption import Interrupted
 from om2p_train.loggers import Loggers
 from om2p_train.networks import NetworkConfig
 from om2p_train.policy import load_policy
@@ -17,12 +23,12 @@ from om2p_train.team import Team
 
 from .conftest import toy_dataset
 from .learners import make_learner
-from .runs import make_dataset, run
+from .runs import contents, make_dataset, results, run
 
 EPISODES, STEPS = 90, 5
 
 
-def several_teams(rewards=(0.0, 1.0, 0.5), *, discrete=False):
+def several_teams(rewards=(0.0, 1.0, 0.5), *, discrete=False, unit=1.0):
     """2 agents of three teams that take turns, episode by episode.
 
     All of them look at the same numbers. The first team's agents both go where theirs points, the second's both go the
@@ -39,7 +45,9 @@ def several_teams(rewards=(0.0, 1.0, 0.5), *, discrete=False):
     if discrete:
         actions = np.eye(3)[np.sign(actions[..., 0]).astype(int) + 1]
     reward = np.broadcast_to(np.array(rewards)[played][:, None, None], (EPISODES, STEPS, 2))
-    return toy_dataset(obs, actions, reward, terminal=True, length=STEPS, discrete=discrete), played
+    return toy_dataset(
+        unit * (obs + 100.0 * (unit < 1)), actions, reward, terminal=True, length=STEPS, discrete=discrete
+    ), played
 
 
 def told_apart(dataset, teams, seeds=(0, 1)):
@@ -52,16 +60,19 @@ def purity(labels, played):
     return sum(np.bincount(played[labels == label]).max() for label in np.unique(labels)) / len(played)
 
 
-@pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("teams", [4, 5])
-def test_teams_are_told_apart_by_what_they_do_alone(teams, discrete):
-    dataset, played = several_teams(discrete=discrete)
+@pytest.mark.parametrize(
+    ("teams", "discrete", "unit"), [(4, False, 1.0), (5, True, 1.0), (4, False, 1e-3), (4, False, 1e4)]
+)
+def test_teams_are_told_apart_by_what_they_do_alone(teams, discrete, unit, monkeypatch):
+    """In whatever units the observations are, far from zero or not; and judged in pieces."""
+    monkeypatch.setitem(behavior_teams._NUMBERS_AT_ONCE, "cpu", 10_000)
+    dataset, played = several_teams(discrete=discrete, unit=unit)
     _, found = told_apart(dataset, teams)
     for labels, best, returns in zip(found.labels, found.best, found.returns, strict=True):
         assert purity(labels.numpy(), played) == 1.0
         assert set(played[labels == best]) == {1}
         assert returns[best] == STEPS
-    torch.testing.assert_close(found.shares.sum(1), torch.ones(2))
+    torch.testing.assert_close(found.shares.sum(1), torch.ones(2, dtype=torch.float64))
 
 
 def test_one_team_too_few_leaves_two_mixed():
@@ -77,7 +88,7 @@ def test_what_a_seed_finds_does_not_depend_on_its_neighbours():
 
 
 def test_a_lucky_episode_makes_no_team():
-    """Of 400 episodes two are the best by far: half a hundredth. Ten others are better on average, and may be by chance."""
+    """Of 400 episodes two are the best by far, half a hundredth; ten others are better on average, maybe by luck."""
     rewards = np.ones((400, 1, 1))
     rewards[:2] = 100.0
     rewards[2:12, 0, 0] = [8.0, -4.0] * 5
@@ -88,20 +99,46 @@ def test_a_lucky_episode_makes_no_team():
     found = behavior_teams.described(data, 5, labels)
     shares = [188 / 400, 2 / 400, 10 / 400, 0.0, 0.5]
     assert found.facts() == [
-        {"shares": pytest.approx(shares), "returns": pytest.approx([1.0, 100.0, 2.0, None, 1.5]), "plays": 4}
+        {
+            "shares": pytest.approx(shares),
+            "returns": pytest.approx([1.0, 100.0, 2.0, None, 1.5]),
+            "standard_errors": pytest.approx([0.0, 0.0, 2.0, None, 0.0]),
+            "plays": 4,
+        }
     ]
     assert found.words() == [
-        "behaviour teams told apart, return (share of the data): 100.0 (0.5%), 2.0 (2.5%), 1.5 (50.0%), 1.0 (47.0%); "
-        "plays as that of 1.5"
+        "behaviour teams told apart, return ± standard error (share of the data): 1.0 ± 0.0 (47.0%), "
+        "100.0 ± 0.0 (0.5%), 2.0 ± 2.0 (2.5%), 1.5 ± 0.0 (50.0%); plays as that of 1.5"
     ]
     few = behavior_teams.described(data, 400, torch.arange(400)[None])
     assert few.best.tolist() == [0], "of teams with an episode each none is known to be better"
 
 
-def test_more_teams_than_episodes_are_refused():
-    dataset, _ = several_teams()
-    with pytest.raises(UserError, match=r"data\.behavior_teams is 91 and the data set has 90 episodes: .*set it lower"):
-        told_apart(dataset, 91)
+def test_more_teams_than_episodes_are_refused_before_anything_is_touched(tmp_path):
+    data = make_dataset(tmp_path / "datasets")
+    quiet = Loggers(tensorboard=False)
+    folder = run(data, tmp_path / "run", algo="bc", loggers=quiet)
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"data\.behavior_teams is 41 and om2p/.* has 40 episodes, .*: set it lower"):
+        run(data, folder, "data.behavior_teams=41", algo="bc", loggers=quiet, overwrite=True)
+    assert contents(folder) == before
+
+
+def test_a_signal_while_teams_are_told_apart_ends_the_run_and_it_goes_on(tmp_path, monkeypatch):
+    data = make_dataset(tmp_path / "datasets")
+    train = partial(run, data, algo="bc", loggers=Loggers(tensorboard=False))
+    whole = results(train(tmp_path / "whole", "data.behavior_teams=2"))
+    real = behavior_teams._Mixture.judge
+
+    def judge(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(behavior_teams._Mixture, "judge", judge)
+        with pytest.raises(Interrupted, match="stopped at update 0"):
+            train(tmp_path / "run", "data.behavior_teams=2")
+    assert results(train(tmp_path / "run", "data.behavior_teams=2", resume=True)) == whole
 
 
 def test_batches_say_who_played_and_are_half_of_the_best():
@@ -179,13 +216,10 @@ def test_files_of_before_have_no_context():
     assert wide.seen_dim == 2
 
 
-def test_one_team_is_no_context():
+def test_where_nobody_asks_there_is_no_context():
     dataset, _ = several_teams()
     spec = dataset.environment.spec
-    assert Team.of(spec, 1) == Team.of(spec)
     assert (Team.of(spec, 2).obs_dim, Team.of(spec, 2).seen_dim, Team.of(spec).obs_dim) == (3, 1, 1)
     config = NetworkConfig.model_validate({"hidden": (8,), "activation": "gelu", "critic_layer_norm": True})
-    from om2p_train.actors import DeterministicActor
-
     actor = DeterministicActor(SeedStreams([0], INITIALISATION), Team.of(spec), config)
     assert "context" not in actor.state_dict()
