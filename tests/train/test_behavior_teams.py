@@ -173,7 +173,7 @@ def test_batches_say_who_played_and_are_half_of_the_best():
         ("ma-sfbc", ["options.behavior_share=0.7", "options.score_hidden=[32,32]"], False),
     ],
 )
-def test_every_algorithm_plays_as_the_best_team(name, settings, discrete):
+def test_policies_play_as_the_best_team(name, settings, discrete):
     """Both agents go the other way: each alone would do it in one case of three, and so in the mean go nowhere."""
     dataset, played = several_teams(discrete=discrete)
     wide = ["network.hidden=[32,32]", "optimizer.batch_size=128", "optimizer.learning_rate=3e-3", *settings]
