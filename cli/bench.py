@@ -37,9 +37,8 @@ def bench(
     from om2p_data.measuring import print_table, write_results
     from om2p_data.storage import ensure_writable
     from om2p_train.bench import measure
-    from om2p_train.compute import Precision
+    from om2p_train.compute import Precision, usable_device
     from om2p_train.config import Scale
-    from om2p_train.trainer import usable_device
 
     scales, precisions = ({entry.value: entry for entry in kind} for kind in (Scale, Precision))
     if scale not in scales:

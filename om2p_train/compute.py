@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import re
 from collections.abc import Iterator
 
 import torch
 from pydantic import Field, PositiveInt
 
+from om2p_data.errors import UserError
 from om2p_data.recipe import Record
 
 
@@ -43,3 +45,21 @@ class ComputeConfig(Record):
     def fuses_on(self, device: torch.device) -> bool:
         """Whether networks run through the CPU's kernels there: neither bf16 nor a compiler can look into them."""
         return self.fused and device.type == "cpu" and self.precision is Precision.FULL and not self.compile
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by name, which has been tried.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"there is no kind of device {name!r}: take cpu or cuda") from None
+    try:
+        torch.zeros(1, device=device).item()  # a device that cannot hand back a number is no place to train
+    except (RuntimeError, AssertionError, ImportError) as error:
+        first = re.split(r"\. |\n", str(error))[0] or type(error).__name__  # PyTorch goes on for pages
+        raise UserError(f"device {name!r} cannot be used: {first}; 'cpu' always can") from None
+    return device

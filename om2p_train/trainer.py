@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from om2p_train.algorithms import Algorithm
 from om2p_train.arena import obstacle, random_return
 from om2p_train.batches import Transitions
 from om2p_train.capture import CudaGraphs
+from om2p_train.compute import usable_device
 from om2p_train.config import RunConfig, TrainRecipe
 from om2p_train.evaluation import Evaluator
 from om2p_train.interruption import Interrupted, wishes
@@ -396,21 +396,3 @@ def _full_disk(folder: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write to {folder}: {reason(error)}; once that is mended, the same command with --resume goes on"
         ) from error
-
-
-def usable_device(name: str) -> torch.device:
-    """A device by name, which has been tried.
-
-    Raises:
-        UserError: there is none, or it cannot be used.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"there is no kind of device {name!r}: take cpu or cuda") from None
-    try:
-        torch.zeros(1, device=device).item()  # a device that cannot hand back a number is no place to train
-    except (RuntimeError, AssertionError, ImportError) as error:
-        first = re.split(r"\. |\n", str(error))[0] or type(error).__name__  # PyTorch goes on for pages
-        raise UserError(f"device {name!r} cannot be used: {first}; 'cpu' always can") from None
-    return device
