@@ -41,7 +41,7 @@ _MORE_LOOKS = 4  # times as many at the end
 # A team is acted as by the least that its return is likely to be: of a hundred episodes some are always lucky.
 _LEAST_SHARE, _LEAST_EPISODES, _STANDARD_ERRORS = 0.01, 5, 2.0
 # What judging holds of a layer at a time: on a processor as much as its cache does.
-_NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
+_AT_ONCE_ON_CPU, _AT_ONCE = 2**20, 2**26
 
 
 class BehaviorTeams(NamedTuple):
@@ -193,7 +193,8 @@ class _Mixture:
         widest = max(*_HIDDEN, self._data.obs.shape[-1]) * seeds * teams * self._data.actions.shape[1]
         every = torch.arange(episodes, device=self._likely.device).repeat_interleave(looks)
         rows = self._rows(every.expand(seeds, 1, -1))  # [S, 1, E * looks]
-        at_once = looks * max(1, _NUMBERS_AT_ONCE[rows.device.type] // (widest * looks))
+        numbers = _AT_ONCE_ON_CPU if rows.device.type == "cpu" else _AT_ONCE
+        at_once = looks * max(1, numbers // (widest * looks))
         parts = [
             self._errors(some.expand(-1, teams, -1)).unflatten(-1, (-1, looks)).mean(-1)
             for some in rows.split(at_once, -1)

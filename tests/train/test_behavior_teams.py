@@ -65,7 +65,7 @@ def purity(labels, played):
 )
 def test_teams_are_told_apart_by_what_they_do_alone(teams, discrete, unit, monkeypatch):
     """In whatever units the observations are, far from zero or not; and judged in pieces."""
-    monkeypatch.setitem(behavior_teams._NUMBERS_AT_ONCE, "cpu", 10_000)
+    monkeypatch.setattr(behavior_teams, "_AT_ONCE_ON_CPU", 10_000)
     dataset, played = several_teams(discrete=discrete, unit=unit)
     _, found = told_apart(dataset, teams)
     for labels, best, returns in zip(found.labels, found.best, found.returns, strict=True):
