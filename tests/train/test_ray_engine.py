@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -50,6 +51,10 @@ def cluster() -> Iterator[Any]:
             made.add_node(num_cpus=1)
         yield made
         made.shutdown()
+
+
+# Ray's core writes of what it meets inside, past its Python side, on standard error.
+RAYS_OWN = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] \S+\.cc:\d+: .*\n", re.MULTILINE)
 
 
 @pytest.fixture
@@ -170,7 +175,7 @@ def test_a_sweep_on_shared_storage_stops_and_goes_on(cluster, here):
     process = begun(*words, "--quiet")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert err == ""
+    assert not RAYS_OWN.sub("", err)
     assert "| own " in out
     assert any(update > 0 for update in resumed_at("sweeps/mine"))
     assert contents(Path("sweeps/mine")) == whole()
