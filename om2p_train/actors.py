@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from om2p_data.stacked import StackedMLP
 from om2p_train.diffusion import dpm_solver
@@ -66,8 +65,8 @@ class Actor(nn.Module, abc.ABC):
         seeds = len(streams.generators)
         self.space = ActionSpace(team, seeds).to(streams.device)
         lead = seeds * team.num_agents
-        self.register_buffer("obs_mean", torch.zeros(lead, 1, team.seen_dim, device=streams.device))
-        self.register_buffer("obs_scale", torch.ones(lead, 1, team.seen_dim, device=streams.device))
+        self.register_buffer("obs_mean", torch.zeros(lead, 1, team.obs_dim, device=streams.device))
+        self.register_buffer("obs_scale", torch.ones(lead, 1, team.obs_dim, device=streams.device))
         if team.context:
             self.register_buffer("context", torch.zeros(lead, 1, team.context, device=streams.device))
 
@@ -77,10 +76,9 @@ class Actor(nn.Module, abc.ABC):
         self.obs_mean.copy_(mean.repeat(seeds, 1, 1))
         self.obs_scale.copy_(scale.repeat(seeds, 1, 1))
 
-    def play_as(self, behavior_teams: Tensor) -> None:
-        """Act as one of the behaviour teams that were told apart, int64 [S], one a seed."""
-        chosen = F.one_hot(behavior_teams, self.team.context).float()
-        self.context.copy_(chosen.repeat_interleave(self.team.num_agents, 0).unsqueeze(1))
+    def play_as(self, behavior_team: int) -> None:
+        """Act as one of the C behaviour teams that were told apart."""
+        self.context.zero_()[..., behavior_team] = 1.0
 
     def act(self, obs: Tensor, eps: Tensor) -> Tensor:
         """obs [K, B, O] as the worlds give them, without context; eps ~ N(0, I) [K, B, Z] -> actions [K, B, A]."""
@@ -116,7 +114,7 @@ class FlowActor(Actor):
         super().__init__(streams, team, config, one_step=self.one_step.value, noise_scale=noise_scale)
         self.noise_dim = team.act_dim
         self.noise_scale = noise_scale
-        self.net = flow_network(streams, team, config, team.obs_dim + 2)
+        self.net = flow_network(streams, team, config, team.input_dim + 2)
 
     def forward(self, obs: Tensor, eps: Tensor) -> Tensor:
         eps = self.space.trim(eps)
@@ -170,7 +168,7 @@ class ConditionalFlowActor(Actor):
     def __init__(self, streams: SeedStreams, team: Team, config: NetworkConfig):
         super().__init__(streams, team, config)
         self.noise_dim = team.act_dim
-        self.net = flow_network(streams, team, config, team.obs_dim + 2 + 2)
+        self.net = flow_network(streams, team, config, team.input_dim + 2 + 2)
 
     def forward(self, obs: Tensor, eps: Tensor) -> Tensor:
         eps = self.space.trim(eps)
@@ -188,7 +186,7 @@ class NoiseActor(Actor):
     def __init__(self, streams: SeedStreams, team: Team, config: NetworkConfig):
         super().__init__(streams, team, config)
         self.noise_dim = team.act_dim
-        self.net = flow_network(streams, team, config, team.obs_dim)
+        self.net = flow_network(streams, team, config, team.input_dim)
 
     def raw(self, obs: Tensor, eps: Tensor) -> Tensor:
         """The action before it is clipped, [K, B, A]: beyond the box a clipped one has no gradient."""
@@ -209,7 +207,7 @@ class DeterministicActor(Actor):
         self.net = per_seed(
             streams,
             lambda g: StackedMLP(
-                team.num_agents, team.obs_dim, team.act_dim, config.hidden, config.activation, generator=g
+                team.num_agents, team.input_dim, team.act_dim, config.hidden, config.activation, generator=g
             ),
         )
 
@@ -279,7 +277,7 @@ class DiffusionActor(Actor):
         self._candidates, self._sharpness, self._evaluations = candidates, sharpness, solver_evaluations
         self.noise_dim = candidates * (team.act_dim + 1)
         self.time = FourierTime(streams, team.num_agents, time_features, scale=_TIME_SCALE)
-        inputs = team.obs_dim + team.act_dim + time_features
+        inputs = team.input_dim + team.act_dim + time_features
         self.score = per_seed(
             streams,
             lambda g: ResidualMLP(team.num_agents, inputs, team.act_dim, score_hidden, config.activation, generator=g),

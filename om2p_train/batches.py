@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ class DataConfig(Record):
 
     normalize_obs: bool = Field(default=False, description="standardise observations by the data's mean and deviation")
     time_limit: TimeLimit = Field(default=TimeLimit.CONTINUE, description="what a time limit means to the critics")
-    behavior_teams: int | None = Field(
+    behavior_teams: Annotated[int, Field(ge=2)] | Literal["auto"] | None = Field(
         default=None,
-        ge=2,
-        description="teams whose episodes are told apart, to play as the best; left out: none",
+        description="teams whose episodes are told apart, to play as the best; `auto`: as many as there seem to be; "
+        "left out: none",
     )
 
 
@@ -64,7 +64,8 @@ class Transitions:
         last: bool [M], whether a transition is its episode's last.
         starts, lengths: int64 [E], first transition and number of them, of every episode.
         team_returns: float64 [E], undiscounted.
-        labels: int64 [S, E], which behaviour team played each episode by each seed's count, None where nobody asks.
+        teams: how many behaviour teams made them, as far as anybody asked.
+        labels: int64 [E], which of them played each episode, None where nobody asked.
 
     Raises:
         UserError: agents that leave before their episode ends.
@@ -91,35 +92,32 @@ class Transitions:
         self.last = torch.zeros(len(self), dtype=torch.bool, device=device)
         self.last[self.starts + self.lengths - 1] = True
         self.team_returns = _tensor(episodes.team_returns, device)
+        self.teams = 1
         self.labels: Tensor | None = None
 
-    def mark(self, labels: Tensor, teams: int, best: Tensor) -> None:
+    def mark(self, labels: Tensor, teams: int, best: int) -> None:
         """Let observations of batches end with who played their episode, one-hot [C], and see more of one of the teams.
 
         Args:
-            labels: int64 [S, E].
+            labels: int64 [E].
             teams: C.
-            best: int64 [S], whose transitions make up half of every batch: what the policy is to play as must not be a
+            best: whose transitions make up half of every batch: what the policy is to play as must not be a
                 tenth of its training because it is a tenth of the data.
         """
-        self.labels, self._marks = labels, torch.eye(teams, device=labels.device)
+        self.teams, self.labels, self._marks = teams, labels, torch.eye(teams, device=labels.device)
         # An episode has one observation more than transitions.
         self._episode = self.obs_index - torch.arange(len(self), device=labels.device)
-        played = (labels == best.unsqueeze(1)).gather(1, self._episode.expand(len(best), -1))  # [S, M]
-        self._counts = played.sum(1, keepdim=True)
-        # Rows of its transitions come first where they are sorted by whether they are its own.
-        self._own = played.byte().argsort(dim=1, descending=True, stable=True)[:, : int(self._counts.max())].clone()
+        self._own = (labels[self._episode] == best).nonzero().squeeze(1)  # rows of its transitions
 
     def __len__(self) -> int:
         return len(self.rewards)
 
     def sample(self, streams: SeedStreams, batch_size: int) -> Batch:
-        """B rows for every seed, uniformly with replacement; where teams are told apart, half of the best's."""
+        """B rows for every seed, uniformly with replacement; where there are several teams, half of the best's."""
         rows = streams.integers(len(self), 1, batch_size)  # [S, B]
-        if self.labels is not None:
+        if self.teams > 1:
             own = batch_size // 2
-            places = (streams.uniform(1, own) * self._counts).long()
-            rows[:, :own] = self._own.gather(1, places.minimum(self._counts - 1))
+            rows[:, :own] = self._own[streams.integers(len(self._own), 1, own)]
         return Batch(
             obs=self.seen(rows),
             actions=by_learner(self.actions[rows]),
@@ -132,8 +130,8 @@ class Transitions:
     def seen(self, rows: Tensor, later: int = 0) -> Tensor:
         """What learners see at transitions [S, B], or one step later; [K, B, O], with the context if there is one."""
         obs = self.obs[self.obs_index[rows] + later]  # [S, B, N, O]
-        if self.labels is not None:
-            who = self._marks[self.labels.gather(1, self._episode[rows])]  # [S, B, C]
+        if self.labels is not None and self.teams > 1:
+            who = self._marks[self.labels[self._episode[rows]]]  # [S, B, C]
             obs = torch.cat([obs, who.unsqueeze(2).expand(-1, -1, obs.shape[2], -1)], -1)
         return by_learner(obs)
 

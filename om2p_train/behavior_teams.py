@@ -4,14 +4,14 @@ Data that several teams made hold several joint conventions: who goes where, and
 data each on its own mix them: what each of them does is right, and what they do together is not. A team that plays an
 episode plays all of it, and all of its agents are in it, so that whole episodes tell who it was: a mixture of C
 deterministic teams is fitted by expectation maximisation, annealed from where every team plays a little of everything
-(Ueda and Nakano 1998).
+(Ueda and Nakano 1998), with one team more at a time, which begins with the episodes that the others fit worst.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,15 +20,14 @@ from tqdm import tqdm
 
 from om2p_data.stacked import Activation, StackedMLP
 from om2p_train.batches import statistics
-from om2p_train.networks import per_seed
+from om2p_train.streams import TELLING_APART, SeedStreams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from om2p_train.batches import Transitions
-    from om2p_train.streams import SeedStreams
 
-_ROUNDS = 20
+_ROUNDS = 10
 _UPDATES = 100  # of the networks, in a round
 _BATCH = 64  # transitions that a network sees in an update
 _HIDDEN = (64, 64)
@@ -38,6 +37,16 @@ _LEARNING_RATE = 3e-3
 _WARMEST, _COLDEST = 1.0, 0.02
 _LOOKS, _LOOKS_IN_ALL = 8, 24_000  # transitions by which an episode, and at least all of them, are judged in a round
 _MORE_LOOKS = 4  # times as many at the end
+# Where nobody says how many teams there are, each of them is to fit its own episodes so many times better than any
+# other does. Halves of what one team played are told apart by at most 1.5, and teams of two levels by 3 to 30.
+_APART = 2.0
+# And by more than rounding of what is next to no error, in units of the actions' variance; and it has to have some
+# episodes, or it fits them because it has seen nothing else.
+_FLOOR, _SOME_EPISODES = 0.01, 10
+_MOST = 8
+# Nobody has acted yet where an episode begins. If the most similar beginning is one of the same team's by so many
+# standard errors more often than chance has it, then the world makes the difference, and not who plays.
+_BY_CHANCE, _BEGINNINGS = 4.0, 4_096
 # A team is acted as by the least that its return is likely to be: of a hundred episodes some are always lucky.
 _LEAST_SHARE, _LEAST_EPISODES, _STANDARD_ERRORS = 0.01, 5, 2.0
 # What judging holds of a layer at a time: on a processor as much as its cache does.
@@ -45,84 +54,78 @@ _AT_ONCE_ON_CPU, _AT_ONCE = 2**20, 2**26
 
 
 class BehaviorTeams(NamedTuple):
-    """C teams, as each of S seeds tells them apart on its own.
+    """C teams and what they are like.
 
     Attributes:
-        labels: int64 [S, E], who played each episode.
-        shares: of the transitions, [S, C].
-        returns: mean team return of their episodes, [S, C]; NaN where a team has none.
-        errors: standard errors of those, [S, C]; NaN where a team has fewer than two.
-        best: int64 [S], the team of the highest return less two standard errors, among those with a hundredth of the
-            transitions and five episodes; the largest where there is none.
+        labels: int64 [E], who played each episode.
+        shares: of the transitions, [C].
+        returns: mean team return of their episodes, [C]; NaN where a team has none.
+        errors: standard errors of those, [C]; NaN where a team has fewer than two.
+        best: the team of the highest return less two standard errors, among those with a hundredth of the transitions
+            and five episodes; the largest where there is none.
     """
 
     labels: Tensor
     shares: Tensor
     returns: Tensor
     errors: Tensor
-    best: Tensor
+    best: int
 
-    def facts(self) -> list[dict[str, Any]]:
-        """The teams of each seed as JSON values: share, mean return and its error, and whom the policy plays as."""
-        columns = {
-            name: [[_number(value) for value in row] for row in values.tolist()]
-            for name, values in (("shares", self.shares), ("returns", self.returns), ("standard_errors", self.errors))
-        }
-        return [
-            {name: rows[seed] for name, rows in columns.items()} | {"plays": best}
-            for seed, best in enumerate(self.best.tolist())
-        ]
+    @property
+    def number(self) -> int:
+        """C."""
+        return len(self.shares)
 
-    def words(self) -> list[str]:
+    def facts(self) -> dict[str, Any]:
+        """The teams as JSON values: shares, mean returns and their errors, and whom the policy plays as."""
+        columns = (("shares", self.shares), ("returns", self.returns), ("standard_errors", self.errors))
+        return {name: [_number(value) for value in values.tolist()] for name, values in columns} | {"plays": self.best}
+
+    def words(self) -> str:
         """The same for people."""
-        lines = []
-        for fact in self.facts():
-            words = [
-                f"{value:.1f}{'' if error is None else f' ± {error:.1f}'} ({share:.1%})"
-                for value, error, share in zip(fact["returns"], fact["standard_errors"], fact["shares"], strict=True)
-                if value is not None
-            ]
-            best = fact["returns"][fact["plays"]]
-            lines.append(
-                f"behaviour teams told apart, return ± standard error (share of the data): {', '.join(words)}; "
-                f"plays as that of {best:.1f}"
-            )
-        return lines
+        if self.number == 1:
+            return "behaviour teams: one made these data, as far as what they do shows"
+        words = [
+            f"{value:.1f}{'' if math.isnan(error) else f' ± {error:.1f}'} ({share:.1%})"
+            for value, error, share in zip(self.returns, self.errors, self.shares, strict=True)
+            if not math.isnan(value)
+        ]
+        return (
+            f"behaviour teams told apart, return ± standard error (share of the data): {', '.join(words)}; "
+            f"plays as that of {self.returns[self.best]:.1f}"
+        )
 
 
 def tell_apart(
     data: Transitions,
-    teams: int,
-    streams: SeedStreams,
+    teams: int | Literal["auto"],
     label: str = "",
     show: bool = False,
     look: Callable[[], object] | None = None,
 ) -> BehaviorTeams:
-    """Fit the mixture and say who played what.
+    """Fit the mixture and say who played what. The same data give the same answer.
 
     Args:
         data: all transitions.
         teams: C, how many teams there are taken to be. One more than there are splits a team, which does little; one
-            less leaves two of them mixed.
-        streams: random numbers, one stream a seed.
+            less leaves two of them mixed. "auto": one, and one more as long as each of them plays its own episodes as
+            no other would, up to eight.
         label: of the progress bar.
         show: whether there is one.
         look: called after every round.
     """
-    mixture = _Mixture(data, teams, streams)
-    rounds = tqdm(
-        range(_ROUNDS),
-        desc=f"{label}: telling {teams} behaviour teams apart",
-        unit="round",
-        dynamic_ncols=True,
-        disable=not (show and sys.stderr.isatty()),
-    )
-    for number in rounds:
-        mixture.learn()
-        mixture.judge(_WARMEST * (_COLDEST / _WARMEST) ** (number / (_ROUNDS - 1)))
-        if look is not None:
-            look()
-    return described(data, teams, mixture.judge(_COLDEST, _MORE_LOOKS).argmax(-1))
+    labels, number = torch.zeros_like(data.lengths), 1
+    most = min(_MOST, len(data.lengths)) if teams == "auto" else teams
+    mixture = _Mixture(data, labels, number)
+    rounds = _Rounds(label, show, look)
+    mixture.fit(rounds)
+    while number < most:
+        mixture = _Mixture(data, mixture.worst_as_one_more(labels), number + 1)
+        found = mixture.fit(rounds)
+        if teams == "auto" and not (mixture.apart(found) and _begins_alike(data, found)):
+            break
+        labels, number = found, number + 1
+    return described(data, number, labels)
 
 
 def described(data: Transitions, teams: int, labels: Tensor) -> BehaviorTeams:
@@ -131,92 +134,161 @@ def described(data: Transitions, teams: int, labels: Tensor) -> BehaviorTeams:
     Args:
         data: all transitions.
         teams: C.
-        labels: int64 [S, E].
+        labels: int64 [E].
     """
-    own = F.one_hot(labels, teams).double()  # [S, E, C]
-    counts, transitions = own.sum(1), torch.einsum("sec,e->sc", own, data.lengths.double())
-    returns = torch.einsum("sec,e->sc", own, data.team_returns) / counts  # 0 / 0 where there are none
-    squares = torch.einsum("sec,esc->sc", own, (data.team_returns[:, None, None] - returns).square())
+    own = F.one_hot(labels, teams).double()  # [E, C]
+    counts, transitions = own.sum(0), data.lengths.double() @ own
+    returns = data.team_returns @ own / counts  # 0 / 0 where there are none
+    squares = (own * (data.team_returns.unsqueeze(1) - returns.nan_to_num()).square()).sum(0)
     errors = torch.where(counts > 1, (squares / (counts - 1.0) / counts).sqrt(), torch.nan)
-    shares = transitions / transitions.sum(-1, keepdim=True)
+    shares = transitions / transitions.sum()
     surely = (returns - _STANDARD_ERRORS * errors).nan_to_num(-torch.inf, neginf=-torch.inf)
     candidates = torch.where((shares >= _LEAST_SHARE) & (counts >= _LEAST_EPISODES), surely, -torch.inf)
-    best = torch.where(candidates.amax(-1) > -torch.inf, candidates.argmax(-1), shares.argmax(-1))
-    return BehaviorTeams(labels, shares, returns, errors, best)
+    known = bool(candidates.max() > -torch.inf)
+    return BehaviorTeams(labels, shares, returns, errors, int((candidates if known else shares).argmax()))
+
+
+class _Rounds(NamedTuple):
+    """How rounds are shown; as the arguments of `tell_apart`."""
+
+    label: str
+    show: bool
+    look: Callable[[], object] | None
+
+    def of(self, teams: int) -> Iterator[int]:
+        """Their numbers."""
+        rounds = tqdm(
+            range(_ROUNDS),
+            desc=f"{self.label}: telling behaviour teams apart, as {teams}",
+            unit="round",
+            dynamic_ncols=True,
+            leave=False,
+            disable=not (self.show and sys.stderr.isatty()),
+        )
+        for number in rounds:
+            yield number
+            if self.look is not None:
+                self.look()
 
 
 class _Mixture:
-    """Networks of C teams of N agents for each of S seeds, and how likely each team is to have played each episode."""
+    """Networks of C teams of N agents, and how likely each team is to have played each episode.
 
-    def __init__(self, data: Transitions, teams: int, streams: SeedStreams):
-        episodes, agents = len(data.lengths), data.actions.shape[1]
-        self._data, self._streams = data, streams
+    Args:
+        data: all transitions.
+        labels: int64 [E], whose episodes they are to begin with.
+        teams: C.
+    """
+
+    def __init__(self, data: Transitions, labels: Tensor, teams: int):
+        agents, device = data.actions.shape[1], data.actions.device
+        self._data, self._streams = data, SeedStreams([teams], TELLING_APART, device)
         # Whatever the units of the observations are, every component is to weigh the same.
         mean, scale = statistics(data.obs, True)
-        stack = len(streams.generators) * teams
-        self._mean, self._scale = mean.repeat(stack, 1, 1), scale.repeat(stack, 1, 1)
-        self._net = per_seed(
-            streams,
-            lambda g: StackedMLP(
-                teams * agents, data.obs.shape[-1], data.actions.shape[-1], _HIDDEN, Activation.RELU, generator=g
-            ),
-        )
+        self._mean, self._scale = mean.repeat(teams, 1, 1), scale.repeat(teams, 1, 1)
+        self._net = StackedMLP(
+            teams * agents,
+            data.obs.shape[-1],
+            data.actions.shape[-1],
+            _HIDDEN,
+            Activation.RELU,
+            generator=self._streams.generators[0],
+        ).to(device)
         self._optimizer = torch.optim.Adam(self._net.parameters(), _LEARNING_RATE, fused=True)
-        # Whoever is drawn first is as likely as any other: what the networks then happen to learn sets them apart.
-        self._likely = F.one_hot(streams.integers(teams, 1, episodes), teams).float()  # [S, E, C]
+        self._likely = F.one_hot(labels, teams).float()  # [E, C]
 
-    def learn(self) -> None:
+    def fit(self, rounds: _Rounds) -> Tensor:
+        """Who most likely played each episode, int64 [E]."""
+        for number in rounds.of(self._likely.shape[1]):
+            self._learn()
+            self._judge(_WARMEST * (_COLDEST / _WARMEST) ** (number / (_ROUNDS - 1)))
+        self._judge(_COLDEST, _MORE_LOOKS)
+        return self._likely.argmax(-1)
+
+    @torch.no_grad()
+    def worst_as_one_more(self, labels: Tensor) -> Tensor:
+        """The labels, but one more team has the C + 1st part of all episodes, those that their teams fit worst."""
+        episodes, teams = self._likely.shape
+        own = self._errors_of_episodes(_MORE_LOOKS).gather(1, labels.unsqueeze(1)).squeeze(1)
+        worst = own.argsort(descending=True)[: max(1, episodes // (teams + 1))]
+        return labels.index_fill(0, worst, teams)
+
+    @torch.no_grad()
+    def apart(self, labels: Tensor) -> bool:
+        """Whether each team has some episodes and fits them far better than any other team does."""
+        errors, weights = self._errors_of_episodes(_MORE_LOOKS), self._data.lengths / self._data.lengths.sum()
+        own = F.one_hot(labels, errors.shape[1]).bool()
+        floor = _FLOOR * self._data.actions.var(0).sum()
+        others = errors.masked_fill(own, torch.inf).amin(1)
+        gain = (others - _APART * (errors[own] + floor)) * weights
+        return bool((own.sum(0) >= _SOME_EPISODES).all() and (gain @ own.to(gain.dtype) > 0).all())
+
+    def _learn(self) -> None:
         """Fit every team to the episodes that are likely to be its own."""
-        seeds, _, teams = self._likely.shape
-        weights = (self._likely * self._data.lengths.unsqueeze(-1)).transpose(1, 2).clamp_min(_TINY)  # [S, C, E]
-        drawn = [
-            torch.multinomial(own, _UPDATES * _BATCH, replacement=True, generator=generator)
-            for own, generator in zip(weights, self._streams.generators, strict=True)
-        ]
-        rows = self._rows(torch.stack(drawn)).view(seeds, teams, _UPDATES, _BATCH)
+        weights = (self._likely * self._data.lengths.unsqueeze(1)).T.clamp_min(_TINY)  # [C, E]
+        generator = self._streams.generators[0]
+        drawn = torch.multinomial(weights, _UPDATES * _BATCH, replacement=True, generator=generator)
+        rows = self._rows(drawn).view(-1, _UPDATES, _BATCH)
         for index in range(_UPDATES):
-            loss = self._errors(rows[:, :, index]).mean(-1).sum()
+            loss = self._errors(rows[:, index]).mean(-1).sum()
             self._optimizer.zero_grad()
             loss.backward()
             self._optimizer.step()
 
     @torch.no_grad()
-    def judge(self, temperature: float, more: int = 1) -> Tensor:
-        """How likely each team is to have played each episode, [S, E, C]; from some of its transitions.
+    def _judge(self, temperature: float, more: int = 1) -> None:
+        """Find out how likely each team is to have played each episode, from some of its transitions.
 
         Args:
             temperature: see `_WARMEST`.
             more: times as many transitions.
         """
-        seeds, episodes, teams = self._likely.shape
+        if self._likely.shape[1] > 1:
+            errors = self._errors_of_episodes(more)
+            unit = errors.amin(-1).mean().clamp_min(_TINY)
+            self._likely = torch.softmax(-errors / (temperature * unit), -1)
+
+    def _errors_of_episodes(self, more: int) -> Tensor:
+        """Mean squared error of every team at some transitions of every episode, [E, C]."""
+        episodes, teams = self._likely.shape
         looks = min(more * max(_LOOKS, -(-_LOOKS_IN_ALL // episodes)), int(self._data.lengths.max()))
-        widest = max(*_HIDDEN, self._data.obs.shape[-1]) * seeds * teams * self._data.actions.shape[1]
-        every = torch.arange(episodes, device=self._likely.device).repeat_interleave(looks)
-        rows = self._rows(every.expand(seeds, 1, -1))  # [S, 1, E * looks]
-        numbers = _AT_ONCE_ON_CPU if rows.device.type == "cpu" else _AT_ONCE
+        widest = max(*_HIDDEN, self._data.obs.shape[-1]) * teams * self._data.actions.shape[1]
+        device = self._likely.device
+        rows = self._rows(torch.arange(episodes, device=device).repeat_interleave(looks).unsqueeze(0))
+        numbers = _AT_ONCE_ON_CPU if device.type == "cpu" else _AT_ONCE
         at_once = looks * max(1, numbers // (widest * looks))
         parts = [
-            self._errors(some.expand(-1, teams, -1)).unflatten(-1, (-1, looks)).mean(-1)
-            for some in rows.split(at_once, -1)
+            self._errors(some.expand(teams, -1)).unflatten(-1, (-1, looks)).mean(-1) for some in rows.split(at_once, -1)
         ]
-        errors = torch.cat(parts, -1).transpose(1, 2)  # [S, E, C]
-        unit = errors.amin(-1).mean(-1).clamp_min(_TINY)
-        self._likely = torch.softmax(-errors / (temperature * unit[:, None, None]), -1)
-        return self._likely
+        return torch.cat(parts, -1).T
 
     def _rows(self, episodes: Tensor) -> Tensor:
-        """A transition of each of the episodes [S, C, n]."""
-        places = self._streams.uniform(1, *episodes.shape[1:])
+        """A transition of each of the episodes [C, n]."""
         lengths = self._data.lengths[episodes]
-        return self._data.starts[episodes] + (places * lengths).long().clamp_max(lengths - 1)
+        places = (self._streams.uniform(*episodes.shape) * lengths).long()
+        return self._data.starts[episodes] + places.minimum(lengths - 1)
 
     def _errors(self, rows: Tensor) -> Tensor:
-        """Squared errors of the teams at transitions rows [S, C, n], summed over agents; [S, C, n]."""
-        seeds, teams, count = rows.shape
-        obs = self._data.obs[self._data.obs_index[rows]].transpose(2, 3).flatten(0, 2)  # [S * C * N, n, O]
-        actions = self._data.actions[rows].transpose(2, 3).flatten(0, 2)
+        """Squared errors of the teams at transitions rows [C, n], summed over agents; [C, n]."""
+        teams, count = rows.shape
+        obs = self._data.obs[self._data.obs_index[rows]].transpose(1, 2).flatten(0, 1)  # [C * N, n, O]
+        actions = self._data.actions[rows].transpose(1, 2).flatten(0, 1)
         square = (self._net((obs - self._mean) / self._scale) - actions).square().sum(-1)
-        return square.view(seeds, teams, -1, count).sum(2)
+        return square.view(teams, -1, count).sum(1)
+
+
+def _begins_alike(data: Transitions, labels: Tensor) -> bool:
+    """Whether what agents see where episodes begin is the same whoever plays: Schilling's (1986) test of neighbours."""
+    some = torch.arange(0, len(labels), -(-len(labels) // _BEGINNINGS), device=labels.device)
+    labels, first = labels[some], data.obs[data.obs_index[data.starts[some]]].flatten(1)
+    deviation = first.std(0)
+    moves = deviation > _TINY
+    places = first[:, moves] / deviation[moves]
+    nearest = torch.cdist(places, places).fill_diagonal_(torch.inf).argmin(1)
+    expected = float((torch.bincount(labels) / len(labels)).square().sum())
+    # Twice the variance of independent trials: two that are nearest to each other count twice.
+    error = math.sqrt(2.0 * expected * (1.0 - expected) / len(labels))
+    return float((labels == labels[nearest]).float().mean()) <= expected + _BY_CHANCE * error
 
 
 def _number(value: float) -> float | None:

@@ -63,3 +63,16 @@ def usable_device(name: str) -> torch.device:
         first = re.split(r"\. |\n", str(error))[0] or type(error).__name__  # PyTorch goes on for pages
         raise UserError(f"device {name!r} cannot be used: {first}; 'cpu' always can") from None
     return device
+
+
+@contextlib.contextmanager
+def own_threads() -> Iterator[None]:
+    """Give torch back its number of threads after the worlds, whose own number OpenMP takes for everybody's.
+
+    Sums depend on it, so a run that goes on must not be in another state than one that has just evaluated.
+    """
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -156,7 +156,7 @@ class _AgentGraph(nn.Module):
     def __init__(self, team: _TeamGraph, obs_dim: int, act_dim: int):
         super().__init__()
         self.team = team
-        self._padding = team.actor.team.seen_dim - obs_dim
+        self._padding = team.actor.team.obs_dim - obs_dim
         self._act_dim = act_dim
 
     def forward(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -147,7 +147,7 @@ class Learner:
             "buffers": dict(self._algorithm.named_buffers()),
             "optimizers": {name: optimizer_state(optimizer) for name, optimizer in self._optimizers.items()},
             "streams": self._streams.state(),
-        } | ({} if self._data.labels is None else {"behavior_teams": self._data.labels})
+        } | ({} if self._data.labels is None else {"behavior_teams": self._data.teams, "labels": self._data.labels})
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -165,10 +165,6 @@ class Learner:
         for name, optimizer in self._optimizers.items():
             restore_optimizer(optimizer, state["optimizers"][name])
         self._streams.restore(state["streams"])
-        team = self._algorithm.team
-        if team.context:
-            best = self._algorithm.policy.context[:: team.num_agents, 0].argmax(-1)
-            self._data.mark(state["behavior_teams"].to(best.device), team.context, best)
         self.updates = int(state["updates"])
 
     def _stage(self) -> tuple[Stage, int]:

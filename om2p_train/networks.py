@@ -53,7 +53,7 @@ class TwinCritic(nn.Module):
             streams,
             lambda g: StackedMLP(
                 2 * team.num_agents,
-                team.obs_dim + team.act_dim,
+                team.input_dim + team.act_dim,
                 1,
                 config.hidden,
                 config.activation,
@@ -93,7 +93,7 @@ class StateValue(nn.Module):
             streams,
             lambda g: StackedMLP(
                 team.num_agents,
-                team.obs_dim,
+                team.input_dim,
                 1,
                 config.hidden,
                 config.activation,

@@ -184,18 +184,27 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_room(folder: Path, *, overwrite: bool) -> None:
+    """Find out whether a run can begin in a folder.
+
+    Raises:
+        UserError: a run is there and is to stay, or something else is there.
+    """
+    if set(_present(folder)) - set(_PARTIAL) and not overwrite:
+        raise UserError(
+            f"{folder} holds a run already: choose another --out, or add --overwrite, or --resume to go on with it"
+        )
+
+
 def make_room(folder: Path, *, overwrite: bool) -> None:
     """Remove an earlier run, whole or broken off, if that is wanted; a folder with anything else is left alone.
 
     Raises:
-        UserError: a run is there and is to stay, or something else is there.
+        UserError: as `check_room`.
         OSError: it cannot be removed.
     """
+    check_room(folder, overwrite=overwrite)
     present = _present(folder)
-    if set(present) - set(_PARTIAL) and not overwrite:
-        raise UserError(
-            f"{folder} holds a run already: choose another --out, or add --overwrite, or --resume to go on with it"
-        )
     for name in _NAMES:
         path = present.get(name)
         if path is None:

@@ -21,10 +21,10 @@ class Team:
     """N agents, padded to the largest of them.
 
     Attributes:
-        obs_dim: O, components of an observation, with its context.
+        obs_dim: O, components of an observation.
         act_dims: components of each agent's action, or its number of choices.
         discrete: whether actions are choices; they are one-hot then.
-        context: how many of the components, at their end, say whose play is wanted; 0 but for behaviour teams.
+        context: how many more components tell networks whose play is wanted; 0 but for behaviour teams.
     """
 
     obs_dim: int
@@ -42,17 +42,17 @@ class Team:
         return max(self.act_dims)
 
     @property
-    def seen_dim(self) -> int:
-        """Components of an observation as the worlds give it."""
-        return self.obs_dim - self.context
+    def input_dim(self) -> int:
+        """Components that networks see: an observation and its context."""
+        return self.obs_dim + self.context
 
     @classmethod
-    def of(cls, spec: TeamSpec, behavior_teams: int | None = None) -> Team:
+    def of(cls, spec: TeamSpec, context: int = 0) -> Team:
         """The team of a data set.
 
         Args:
             spec: of the data set.
-            behavior_teams: how many teams its episodes are told to be of, None where nobody asks.
+            context: as the attribute.
 
         Raises:
             UserError: some agents choose and others do not.
@@ -61,8 +61,7 @@ class Team:
             raise UserError(
                 f"the agents {', '.join(spec.agents)} have discrete and continuous actions: training needs one kind"
             )
-        context = behavior_teams or 0
-        return cls(spec.obs_dim + context, spec.act_dims, spec.discrete[0], context)
+        return cls(spec.obs_dim, spec.act_dims, spec.discrete[0], context)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for files."""

@@ -9,14 +9,10 @@ Results (means, tables, curves) are computed from the files later, by `report`.
 from __future__ import annotations
 
 import contextlib
-import functools
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +20,13 @@ import torch
 
 from om2p_data.dataset import Dataset
 from om2p_data.errors import UserError
-from om2p_data.measuring import cpu_model
-from om2p_data.provenance import commit
 from om2p_data.storage import reason
-from om2p_train import algorithms, behavior_teams, run_folder
+from om2p_train import algorithms, run_folder
 from om2p_train.algorithms import Algorithm
-from om2p_train.arena import obstacle, random_return
 from om2p_train.batches import Transitions
+from om2p_train.behavior_teams import BehaviorTeams, described, tell_apart
 from om2p_train.capture import CudaGraphs
-from om2p_train.compute import usable_device
+from om2p_train.compute import own_threads
 from om2p_train.config import RunConfig, TrainRecipe
 from om2p_train.evaluation import Evaluator
 from om2p_train.interruption import Interrupted, wishes
@@ -42,38 +36,12 @@ from om2p_train.policy import save_policy
 from om2p_train.progress import Progress
 from om2p_train.recorder import Recorder
 from om2p_train.run_folder import POLICIES
-from om2p_train.streams import INITIALISATION, SAMPLING, TELLING_APART, SeedStreams
+from om2p_train.run_plan import RunPlan, code, now
+from om2p_train.streams import INITIALISATION, SAMPLING, SeedStreams
 from om2p_train.team import Team
 
 if sys.platform != "win32":
     import resource
-
-_PACKAGES = ("om2p", "torch", "numpy", "minari")
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is to be trained, on what and where."""
-
-    dataset: Dataset
-    recipe: TrainRecipe
-    seeds: list[int]
-    folder: Path
-    device: torch.device
-
-    @property
-    def label(self) -> str:
-        task = self.dataset.task
-        return f"{self.recipe.name} {self.task_name if task is None else task.alias}"
-
-    @property
-    def task_name(self) -> str:
-        return self.dataset.environment.name
-
-    @functools.cached_property
-    def obstacle(self) -> str | None:
-        """Why nobody can play the data set's environment here, None if it can be played."""
-        return obstacle(self.dataset.environment)
 
 
 @dataclass
@@ -133,28 +101,30 @@ def train(
     """
     if overwrite and resume:
         raise UserError("--overwrite and --resume exclude each other: a run starts anew, or goes on")
-    job = _job(dataset, recipe, seeds, folder, device)
+    plan = RunPlan.of(dataset, recipe, seeds, folder, device)
     loggers = loggers or Loggers()
     try:
         # All that can be refused is, before the folder is touched.
         begun = resume and run_folder.holds_run(folder)
-        facts = _facts(job, begun, loggers)
-        algorithm, data, learner = _learner(job)
+        facts = _facts(plan, begun, loggers)
         if facts["finished"]:
             return False
-        with _evaluator(job, algorithm) as evaluator, run_folder.claimed(folder), _full_disk(folder):
+        if not begun:
+            run_folder.check_room(folder, overwrite=overwrite)
+        data, clock = Transitions(dataset, plan.device, recipe.data), _Clock()
+        state = run_folder.read_checkpoint(folder) if begun else None
+        teams = _behavior_teams(plan, data, state, clock, progress)
+        facts |= {} if teams is None else {"behavior_teams": teams.facts()}
+        algorithm, learner = _learner(plan, data, teams)
+        with _evaluator(plan, algorithm) as evaluator, run_folder.claimed(folder), _full_disk(folder):
             if not begun:
                 run_folder.make_room(folder, overwrite=overwrite)
-            clock, recorder = _open(job, learner, facts, begun)
+            recorder = _open(plan, learner, facts, begun, state, clock)
             finished = False
             try:
-                if job.recipe.data.behavior_teams is not None and data.labels is None:
-                    with clock.training():
-                        facts["behavior_teams"] = _tell_apart(job, data, algorithm, progress)
-                    run_folder.write_facts(folder, facts)
-                _loop(job, learner, evaluator, recorder, clock, progress)
-                _write_policies(job, algorithm)
-                run_folder.write_facts(folder, facts | {"finished": True, "timing": _timing(job, clock)})
+                _loop(plan, learner, evaluator, recorder, clock, progress)
+                _write_policies(plan, algorithm)
+                run_folder.write_facts(folder, facts | {"finished": True, "timing": _timing(plan, clock)})
                 finished = True
             finally:
                 recorder.close(finished=finished)
@@ -167,108 +137,98 @@ def train(
     return True
 
 
-def _job(dataset: Dataset, recipe: TrainRecipe, seeds: Sequence[int], folder: Path, device: str) -> _Job:
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise UserError(f"seeds must be different numbers from 0 up, not {list(seeds)}")
-    transitions, batch_size = dataset.episodes.num_transitions, recipe.optimizer.batch_size
-    if batch_size > transitions:
-        raise UserError(
-            f"optimizer.batch_size is {batch_size} and {dataset.id} has {transitions} transitions: set it lower"
-        )
-    teams, episodes = recipe.data.behavior_teams or 0, dataset.episodes.num_episodes
-    if teams > episodes:
-        raise UserError(
-            f"data.behavior_teams is {teams} and {dataset.id} has {episodes} episodes, of which each needs some: "
-            f"set it lower"
-        )
-    return _Job(dataset, recipe, list(seeds), folder, usable_device(device))
-
-
-def _learner(job: _Job) -> tuple[Algorithm, Transitions, Learner]:
-    recipe = job.recipe
-    team = Team.of(job.dataset.environment.spec, recipe.data.behavior_teams)
-    initial = SeedStreams(job.seeds, INITIALISATION, job.device)
+def _learner(plan: RunPlan, data: Transitions, teams: BehaviorTeams | None) -> tuple[Algorithm, Learner]:
+    recipe, several = plan.recipe, teams is not None and teams.number > 1
+    team = Team.of(plan.dataset.environment.spec, teams.number if teams is not None and several else 0)
+    initial = SeedStreams(plan.seeds, INITIALISATION, plan.device)
     algorithm = algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, initial)
-    data = Transitions(job.dataset, job.device, recipe.data)
     algorithm.policy.standardize(data.obs_mean, data.obs_scale)
-    sampling = SeedStreams(job.seeds, SAMPLING, job.device)
-    graphs = CudaGraphs() if job.device.type == "cuda" else None
+    if teams is not None:
+        data.mark(teams.labels, teams.number, teams.best)
+        if several:
+            algorithm.policy.play_as(teams.best)
+    sampling = SeedStreams(plan.seeds, SAMPLING, plan.device)
+    graphs = CudaGraphs() if plan.device.type == "cuda" else None
     learner = Learner(algorithm, data, sampling, recipe.optimizer, recipe.run.updates, recipe.compute, graphs)
-    return algorithm, data, learner
+    return algorithm, learner
 
 
 @contextlib.contextmanager
-def _evaluator(job: _Job, algorithm: Algorithm) -> Iterator[Evaluator | None]:
+def _evaluator(plan: RunPlan, algorithm: Algorithm) -> Iterator[Evaluator | None]:
     """What scores the policy; None, and a warning, where nobody can play its environment."""
-    if job.obstacle is not None:
-        print(f"warning: {job.obstacle}; training goes on without returns", file=sys.stderr)
+    if plan.obstacle is not None:
+        print(f"warning: {plan.obstacle}; training goes on without returns", file=sys.stderr)
         yield None
         return
-    environment, episodes = job.dataset.environment, job.recipe.run.evaluation_episodes
-    with contextlib.closing(Evaluator(algorithm.policy, environment, job.seeds, episodes, job.device)) as evaluator:
+    environment, episodes = plan.dataset.environment, plan.recipe.run.evaluation_episodes
+    with contextlib.closing(Evaluator(algorithm.policy, environment, plan.seeds, episodes, plan.device)) as evaluator:
         yield evaluator
 
 
-def _facts(job: _Job, begun: bool, loggers: Loggers) -> dict[str, Any]:
+def _facts(plan: RunPlan, begun: bool, loggers: Loggers) -> dict[str, Any]:
     """Contents of run.json: of the run that has begun, if it is this one, or of one that begins now."""
-    identity = _identity(job)
+    identity = plan.identity()
     if not begun:
-        return identity | loggers.choose(None) | _circumstances(job)
-    facts = run_folder.read_facts(job.folder)
-    run_folder.check_same(job.folder, facts, identity)
+        return identity | loggers.choose(None) | plan.circumstances()
+    facts = run_folder.read_facts(plan.folder)
+    run_folder.check_same(plan.folder, facts, identity)
     return facts if facts["finished"] else facts | loggers.choose(facts)
 
 
-def _open(job: _Job, learner: Learner, facts: dict[str, Any], begun: bool) -> tuple[_Clock, Recorder]:
-    """Put the learner where the run's last checkpoint was taken, and open its files there."""
-    folder = job.folder
-    state = run_folder.read_checkpoint(folder)
-    sizes, clock = _restore(folder, learner, state) if state is not None else ({}, _Clock())
+def _open(
+    plan: RunPlan, learner: Learner, facts: dict[str, Any], begun: bool, state: Mapping[str, Any] | None, clock: _Clock
+) -> Recorder:
+    """Put learner and clock where the run's last checkpoint was taken, if there is one, and open its files there."""
+    folder = plan.folder
+    sizes = {} if state is None else _restore(folder, learner, state, clock)
     if begun:
-        facts["resumed"].append({"update": learner.updates, "at": _now()} | _code())
+        facts["resumed"].append({"update": learner.updates, "at": now()} | code())
     run_folder.write_facts(folder, facts)
-    run_folder.write_recipe(folder, job.recipe.file())
-    opened = open_loggers(folder, job.label, facts, learner.updates)
-    return clock, Recorder(folder, job.seeds, job.dataset.environment.spec.agents, sizes, opened)
+    run_folder.write_recipe(folder, plan.recipe.file())
+    opened = open_loggers(folder, plan.label, facts, learner.updates)
+    return Recorder(folder, plan.seeds, plan.dataset.environment.spec.agents, sizes, opened)
 
 
-def _tell_apart(job: _Job, data: Transitions, algorithm: Algorithm, show: bool) -> list[dict[str, Any]]:
-    """Find out which behaviour team played each episode; what is found is returned for run.json, seed by seed."""
-    teams = job.recipe.data.behavior_teams
-    assert teams is not None
-    with wishes() as asked:
+def _behavior_teams(
+    plan: RunPlan, data: Transitions, state: Mapping[str, Any] | None, clock: _Clock, show: bool
+) -> BehaviorTeams | None:
+    """Who played each episode, as the run's checkpoint knows or what they did tells; None where nobody asks."""
+    wanted = plan.recipe.data.behavior_teams
+    if wanted is None:
+        return None
+    if state is not None:
+        with _fits(plan.folder):
+            learned = state["learner"]
+            return described(data, int(learned["behavior_teams"]), learned["labels"].to(plan.device))
+    with wishes() as asked, clock.training():
 
         def look() -> None:
             if (number := asked()) is not None:
                 raise Interrupted(number, 0)
 
-        streams = SeedStreams(job.seeds, TELLING_APART, job.device)
-        found = behavior_teams.tell_apart(data, teams, streams, job.label, show, look)
-    data.mark(found.labels, teams, found.best)
-    algorithm.policy.play_as(found.best)
+        found = tell_apart(data, wanted, plan.label, show, look)
     if show:
-        for seed, words in zip(job.seeds, found.words(), strict=True):
-            print(f"{job.label}, seed {seed}: {words}", file=sys.stderr)
-    return found.facts()
+        print(f"{plan.label}: {found.words()}", file=sys.stderr)
+    return found
 
 
 def _loop(
-    job: _Job, learner: Learner, evaluator: Evaluator | None, recorder: Recorder, clock: _Clock, show: bool
+    plan: RunPlan, learner: Learner, evaluator: Evaluator | None, recorder: Recorder, clock: _Clock, show: bool
 ) -> None:
-    run = job.recipe.run
-    with Progress(job.label, run.updates, learner.updates, show) as progress, wishes() as asked:
+    run = plan.recipe.run
+    with Progress(plan.label, run.updates, learner.updates, show) as progress, wishes() as asked:
         while (before := learner.updates) < run.updates:
             with clock.training():
                 losses = learner.update(_until_something(run, before))
                 update = learner.updates
                 last = update == run.updates
                 if last or update % run.log_every == 0:
-                    recorder.losses(update, losses, job.recipe)
+                    recorder.losses(update, losses, plan.recipe)
                 evaluates = evaluator is not None and (last or update % run.evaluate_every == 0)
-                if evaluates and job.device.type == "cuda":
-                    torch.cuda.synchronize(job.device)  # or the evaluation would seem to take the updates' time
+                if evaluates and plan.device.type == "cuda":
+                    torch.cuda.synchronize(plan.device)  # or the evaluation would seem to take the updates' time
             if evaluator is not None and evaluates:
-                with clock.evaluation(), _own_threads():
+                with clock.evaluation(), own_threads():
                     # The same starts at every evaluation: a curve moves because the policy moves.
                     returns = evaluator.returns(world_seed=0)
                 recorder.returns(update, returns)
@@ -276,7 +236,7 @@ def _loop(
             number = asked()
             if last or number is not None or update % run.checkpoint_every == 0:
                 run_folder.write_checkpoint(
-                    job.folder, {"learner": learner.state(), "tables": recorder.sizes(), "clock": asdict(clock)}
+                    plan.folder, {"learner": learner.state(), "tables": recorder.sizes(), "clock": asdict(clock)}
                 )
             progress.step(update - before)
             if number is not None and not last:
@@ -289,102 +249,54 @@ def _until_something(run: RunConfig, done: int) -> int:
     return min(run.updates - done, *(period - done % period for period in periods))
 
 
-def _restore(folder: Path, learner: Learner, state: Mapping[str, Any]) -> tuple[dict[str, int], _Clock]:
-    """Put a learner where a checkpoint was taken; sizes of the tables and the clock of that moment."""
-    fresh = learner.state()["weights"]
+@contextlib.contextmanager
+def _fits(folder: Path) -> Iterator[None]:
+    """Turn away a checkpoint that is of other sizes, or of none."""
     try:
-        shapes = {name: value.shape for name, value in state["learner"]["weights"].items()}
-        if shapes != {name: value.shape for name, value in fresh.items()}:
-            raise ValueError("its networks have other sizes")
-        learner.restore(state["learner"])
-        return {name: int(size) for name, size in state["tables"].items()}, _Clock(**state["clock"])
+        yield
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"the checkpoint in {folder} does not fit the run: {type(error).__name__}: {error}; --overwrite starts anew"
         ) from error
 
 
-def _write_policies(job: _Job, algorithm: Algorithm) -> None:
-    policies = job.folder / POLICIES
+def _restore(folder: Path, learner: Learner, state: Mapping[str, Any], clock: _Clock) -> dict[str, int]:
+    """Put a learner and a clock where a checkpoint was taken; sizes of the tables at that moment."""
+    fresh = learner.state()["weights"]
+    with _fits(folder):
+        shapes = {name: value.shape for name, value in state["learner"]["weights"].items()}
+        if shapes != {name: value.shape for name, value in fresh.items()}:
+            raise ValueError("its networks have other sizes")
+        learner.restore(state["learner"])
+        clock.__dict__.update(asdict(_Clock(**state["clock"])))
+        return {name: int(size) for name, size in state["tables"].items()}
+
+
+def _write_policies(plan: RunPlan, algorithm: Algorithm) -> None:
+    policies = plan.folder / POLICIES
     policies.mkdir(exist_ok=True)
     card = {
-        "algorithm": job.recipe.algorithm,
-        "recipe_name": job.recipe.name,
-        "dataset": job.dataset.id,
-        "dataset_hash": job.dataset.metadata["content_hash"],
-        "task": job.task_name,
-        "updates": job.recipe.run.updates,
+        "algorithm": plan.recipe.algorithm,
+        "recipe_name": plan.recipe.name,
+        "dataset": plan.dataset.id,
+        "dataset_hash": plan.dataset.metadata["content_hash"],
+        "task": plan.task_name,
+        "updates": plan.recipe.run.updates,
     }
-    for index, seed in enumerate(job.seeds):
+    for index, seed in enumerate(plan.seeds):
         path = policies / f"seed{seed}.safetensors"
-        save_policy(path, algorithm.policy, index, job.dataset.environment, card | {"seed": seed})
+        save_policy(path, algorithm.policy, index, plan.dataset.environment, card | {"seed": seed})
 
 
-def _identity(job: _Job) -> dict[str, Any]:
-    """What makes a run this one: going on with it takes the same."""
-    return {
-        "algorithm": job.recipe.algorithm,
-        "recipe_name": job.recipe.name,
-        "scale": job.recipe.scale.value,
-        "recipe": job.recipe.tables(),
-        "task": job.task_name,
-        "dataset": job.dataset.id,
-        "dataset_hash": job.dataset.metadata["content_hash"],
-        "seeds": job.seeds,
-        "device": job.device.type,
-    }
-
-
-def _circumstances(job: _Job) -> dict[str, Any]:
-    """What else is worth knowing about a run that begins now."""
-    cuda = job.device.type == "cuda"
-    with _own_threads():
-        random = random_return(job.dataset.environment) if job.obstacle is None else None
-    return {
-        "settings": list(job.recipe.settings),
-        "dataset_card": job.dataset.card(),
-        "dataset_return_mean": float(job.dataset.episodes.team_returns.mean()),
-        "random_return_mean": random,
-        "hardware": torch.cuda.get_device_name(job.device) if cuda else cpu_model(),
-        "threads": torch.get_num_threads(),
-        "started": _now(),
-        **_code(),
-        "resumed": [],
-        "finished": False,
-    }
-
-
-def _code() -> dict[str, Any]:
-    versions = {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-    return {"versions": versions, "commit": commit()}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _timing(job: _Job, clock: _Clock) -> dict[str, float]:
+def _timing(plan: RunPlan, clock: _Clock) -> dict[str, float]:
     """How fast the run was, and the most memory that it held since its last start, in 10^6 bytes."""
-    timing = asdict(clock) | {"updates_per_second": job.recipe.run.updates / clock.training_seconds}
-    if job.device.type == "cuda":
-        return timing | {"peak_memory_mb": torch.cuda.max_memory_allocated(job.device) / 1e6}
+    timing = asdict(clock) | {"updates_per_second": plan.recipe.run.updates / clock.training_seconds}
+    if plan.device.type == "cuda":
+        return timing | {"peak_memory_mb": torch.cuda.max_memory_allocated(plan.device) / 1e6}
     if sys.platform == "win32":
         return timing
     unit = 1 if sys.platform == "darwin" else 1024
     return timing | {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
-
-
-@contextlib.contextmanager
-def _own_threads() -> Iterator[None]:
-    """Give torch back its number of threads after the worlds, whose own number OpenMP takes for everybody's.
-
-    Sums depend on it, so a run that goes on must not be in another state than one that has just evaluated.
-    """
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

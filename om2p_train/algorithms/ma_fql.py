@@ -49,7 +49,7 @@ class MAFQL(Algorithm):
         )
         super().__init__(team, config, options, streams)
         self.policy = NoiseActor(streams, team, config)
-        self.flow: StackedMLP = flow_network(streams, team, config, team.obs_dim + 1)
+        self.flow: StackedMLP = flow_network(streams, team, config, team.input_dim + 1)
         self.actor = nn.ModuleDict({"flow": self.flow, "one_step": self.policy})
         self.critic = TwinCritic(streams, team, config)
         self.critic_target: TwinCritic = target_of(self.critic)

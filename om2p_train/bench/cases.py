@@ -91,13 +91,13 @@ def learner_of(case: Case, recipe: TrainRecipe, dataset: Dataset) -> tuple[Algor
     """A learner that is ready to take updates."""
     device, seeds = torch.device(case.device), range(case.seeds)
     initial = SeedStreams(seeds, INITIALISATION, device)
-    algorithm = algorithms.find(recipe.algorithm)(
-        Team.of(dataset.environment.spec, recipe.data.behavior_teams), recipe.network, recipe.options, initial
-    )
+    wanted = recipe.data.behavior_teams
+    teams = wanted if isinstance(wanted, int) else 0  # nobody made these data: there are no teams to find
+    team = Team.of(dataset.environment.spec, teams)
+    algorithm = algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, initial)
     data = Transitions(dataset, device, recipe.data)
-    if (teams := recipe.data.behavior_teams) is not None:  # whose episodes they are does not matter here
-        labels = (torch.arange(len(data.lengths), device=device) % teams).expand(case.seeds, -1)
-        data.mark(labels, teams, labels.new_zeros(case.seeds))
+    if teams:
+        data.mark(torch.arange(len(data.lengths), device=device) % teams, teams, 0)
     algorithm.policy.standardize(data.obs_mean, data.obs_scale)
     graphs = CudaGraphs() if device.type == "cuda" and case.graphs else None
     streams = SeedStreams(seeds, SAMPLING, device)

@@ -39,7 +39,8 @@ def load(name: str, *settings: str, updates: int = 100) -> config.TrainRecipe:
 
 def make_algorithm(name: str, dataset: Dataset, seeds: list[int], *settings: str, device: str = "cpu") -> Algorithm:
     recipe = load(name, *settings)
-    team = Team.of(dataset.environment.spec, recipe.data.behavior_teams)
+    teams = recipe.data.behavior_teams
+    team = Team.of(dataset.environment.spec, teams if isinstance(teams, int) else 0)
     streams = SeedStreams(seeds, INITIALISATION, device)
     return algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, streams)
 

@@ -34,7 +34,7 @@ ARCHITECTURE = {
 KINDS = [(kind, discrete) for kind in ACTORS for discrete in (False, True) if discrete or kind != "greedy"]
 
 
-def team_of(kind: str, discrete: bool, behavior_teams: int | None = None) -> TeamPolicy:
+def team_of(kind: str, discrete: bool, behavior_teams: int = 0) -> TeamPolicy:
     """3 agents of different sizes, numbers in [-3, 1]."""
     card = named("cn")
     sizes = (2, 4, 3)
@@ -46,7 +46,7 @@ def team_of(kind: str, discrete: bool, behavior_teams: int | None = None) -> Tea
     streams = SeedStreams([0], INITIALISATION)
     actor: Actor = ACTORS[kind](streams, Team.of(spec, behavior_teams), NETWORK, **ARCHITECTURE.get(kind, {}))
     if behavior_teams:
-        actor.play_as(torch.tensor([1]))
+        actor.play_as(1)
     if kind == "diffusion":
         actor.get_buffer("trust").fill_(1.0)
     actor.standardize(torch.full((3, 1, 6), 0.5), torch.full((3, 1, 6), 2.0))
@@ -59,7 +59,7 @@ def drawn(shapes: list, batch: int) -> list[np.ndarray]:
     return [rng.standard_normal(shape).astype(np.float32) for shape in sizes]
 
 
-@pytest.mark.parametrize("behavior_teams", [None, 3])
+@pytest.mark.parametrize("behavior_teams", [0, 3])
 @pytest.mark.parametrize(("kind", "discrete"), KINDS)
 def test_a_graph_gives_what_the_environment_takes(kind, discrete, behavior_teams):
     team = team_of(kind, discrete, behavior_teams)

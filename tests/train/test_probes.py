@@ -367,7 +367,7 @@ def test_candidates_choose_among_discrete_actions_too(discrete_dataset):
     settings = ["options.eta=0", "options.candidates=4", "options.averaged=true"]
     algorithm = train("om2p", discrete_dataset, [0, 1], 3, *settings)
     agents = discrete_dataset.environment.spec.num_agents
-    obs = torch.zeros(2 * agents, 6, algorithm.team.obs_dim)
+    obs = torch.zeros(2 * agents, 6, algorithm.team.input_dim)
     eps = SeedStreams([0, 1], SAMPLING).normal(agents, 6, algorithm.policy.noise_dim)
     with torch.no_grad():
         actions = algorithm.policy.act(obs, eps)
