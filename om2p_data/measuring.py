@@ -99,8 +99,8 @@ def measure_rates(
     for _ in range(repeats):
         for name, loop in loops.items():
             loop()  # wakes this loop's threads and sets its thread counts
-            units = 0
             start, cpu_start = time.perf_counter(), time.process_time()
+            units = loop()  # once at least, however long another program has the core meanwhile
             while (elapsed := time.perf_counter() - start) < seconds:
                 units += loop()
             wall[name].append(units / elapsed)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from om2p_data.dataset import Dataset
@@ -29,11 +29,18 @@ class DataConfig(Record):
 
     normalize_obs: bool = Field(default=False, description="standardise observations by the data's mean and deviation")
     time_limit: TimeLimit = Field(default=TimeLimit.CONTINUE, description="what a time limit means to the critics")
-    behavior_teams: Annotated[int, Field(ge=2)] | Literal["auto"] | None = Field(
+    behavior_teams: int | Literal["auto"] | None = Field(
         default=None,
         description="teams whose episodes are told apart, to play as the best; `auto`: as many as there seem to be; "
-        "left out: none",
+        "left out, or 1: nothing is told apart",
     )
+
+    @field_validator("behavior_teams", mode="before")
+    @classmethod
+    def _teams(cls, value: object) -> object:
+        if value in (None, "auto") or (type(value) is int and value > 0):
+            return None if value == 1 else value
+        raise ValueError('it has to be a number of teams, or "auto"')
 
 
 class Batch(NamedTuple):
