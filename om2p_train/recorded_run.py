@@ -50,6 +50,15 @@ class Card(BaseModel):
     policies: tuple[Policy, ...] = ()
 
 
+class ToldApart(BaseModel):
+    """Behaviour teams: their shares of the transitions, and whom the policy plays as."""
+
+    shares: tuple[float, ...]
+    returns: tuple[float | None, ...]
+    standard_errors: tuple[float | None, ...]
+    plays: int
+
+
 class Facts(BaseModel):
     """What run.json says, as far as it is shown. Runs of older versions lack some of it."""
 
@@ -70,6 +79,7 @@ class Facts(BaseModel):
     versions: dict[str, str | None] = {}
     commit: str | None = None
     timing: Timing = Timing()
+    behavior_teams: ToldApart | None = None
     finished: bool
 
 
@@ -128,6 +138,11 @@ class Run:
         """What was trained with each seed, in their order."""
         found = {seed: part for part in self.parts for seed in part.facts.seeds}
         return [(seed, found[seed]) for seed in self.facts.seeds]
+
+    @property
+    def behavior_teams(self) -> int:
+        """As whose data the run took what it learned from: 1 where nothing was told apart."""
+        return 1 if self.facts.behavior_teams is None else len(self.facts.behavior_teams.shares)
 
     @property
     def final(self) -> np.ndarray:

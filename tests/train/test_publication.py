@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from itertools import product
@@ -172,6 +173,16 @@ def test_a_page_says_what_was_found_and_what_the_runs_were(here):
     assert (of_expert["om2p: eta"], of_expert["om2p: noise_scale"]) == ("0.01", "0.0")
     assert "earlier form" not in page
     assert str(here) not in page
+
+
+def test_a_page_says_where_teams_were_told_apart(here):
+    write_table(here / "reproduce" / "tiny-cpu")
+    told = {"shares": [0.9, 0.1], "returns": [264.0, 549.0], "standard_errors": [1.0, None], "plays": 1}
+    file = here / "reproduce" / "tiny-cpu" / "runs" / "cn-expert-om2p" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"behavior_teams": told}))
+    record(here / "reproduce" / "tiny-cpu")
+    words = "data of 1 behaviour team (om2p on cooperative-navigation expert: 2 behaviour teams); commit abcdef.*"
+    assert words in published("reproduce")
 
 
 def test_what_some_runs_have_of_their_own_is_said_of_those_who_have_it(tmp_path):
