@@ -109,7 +109,8 @@ def run(
             progress=not quiet,
         )
     except Interrupted as stop:
-        print(f"{stop}; to go on: {request.resume_command(plan.folder)}", file=sys.stderr)
+        again = "the same command again" if stop.update is None else request.resume_command(plan.folder)
+        print(f"{stop}; to go on: {again}", file=sys.stderr)
         raise typer.Exit(128 + stop.number) from None
     if not worked:
         print(f"the run in {plan.folder} is finished already\n")

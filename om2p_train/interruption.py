@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, and its checkpoint is written.
+    """A run was asked to stop, and its checkpoint is written, if it had begun.
 
     Args:
         number: the signal that asked.
-        update: the checkpoint's.
+        update: the checkpoint's; None where nothing has been written yet.
     """
 
-    def __init__(self, number: int, update: int):
-        super().__init__(f"stopped at update {update}")
+    def __init__(self, number: int, update: int | None):
+        super().__init__("stopped before the run began" if update is None else f"stopped at update {update}")
         self.number = number
         self.update = update
 

@@ -97,7 +97,7 @@ def train(
             run is there already or being trained by another process, its files are damaged, the folder cannot be
             written or the disk is full, no such device, a logger that is asked for and not installed, or losses that
             are not finite.
-        Interrupted: Ctrl-C or SIGTERM; the run can go on from there.
+        Interrupted: Ctrl-C or SIGTERM; the run can go on from there, or begin where it had not yet.
     """
     if overwrite and resume:
         raise UserError("--overwrite and --resume exclude each other: a run starts anew, or goes on")
@@ -204,7 +204,7 @@ def _behavior_teams(
 
         def look() -> None:
             if (number := asked()) is not None:
-                raise Interrupted(number, 0)
+                raise Interrupted(number, None)
 
         found = tell_apart(data, wanted, plan.label, show, look)
     if show:

@@ -159,8 +159,9 @@ def test_a_signal_while_teams_are_told_apart_ends_the_run_and_it_goes_on(tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(behavior_teams._Mixture, "_judge", judge)
-        with pytest.raises(Interrupted, match="stopped at update 0"):
+        with pytest.raises(Interrupted, match="stopped before the run began"):
             train(tmp_path / "run", "data.behavior_teams=2")
+    assert not (tmp_path / "run").exists()
     assert results(train(tmp_path / "run", "data.behavior_teams=2", resume=True)) == whole
 
 
