@@ -40,7 +40,7 @@ class DataConfig(Record):
     def _teams(cls, value: object) -> object:
         if value in (None, "auto") or (type(value) is int and value > 0):
             return None if value == 1 else value
-        raise ValueError('it has to be a number of teams, or "auto"')
+        raise ValueError('it has to be a number of teams from 1 up, or "auto"')
 
 
 class Batch(NamedTuple):
@@ -111,7 +111,10 @@ class Transitions:
             best: whose transitions make up half of every batch: what the policy is to play as must not be a
                 tenth of its training because it is a tenth of the data.
         """
-        self.teams, self.labels, self._marks = teams, labels, torch.eye(teams, device=labels.device)
+        self.teams, self.labels = teams, labels
+        if teams == 1:
+            return
+        self._marks = torch.eye(teams, device=labels.device)
         # An episode has one observation more than transitions.
         self._episode = self.obs_index - torch.arange(len(self), device=labels.device)
         self._own = (labels[self._episode] == best).nonzero().squeeze(1)  # rows of its transitions

@@ -9,6 +9,7 @@ deterministic teams is fitted by expectation maximisation, annealed from where e
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -37,15 +38,17 @@ _LEARNING_RATE = 3e-3
 _WARMEST, _COLDEST = 1.0, 0.02
 _LOOKS, _LOOKS_IN_ALL = 8, 24_000  # transitions by which an episode, and at least all of them, are judged in a round
 _MORE_LOOKS = 4  # times as many at the end
-# Where nobody says how many teams there are, each of them is to fit its own episodes so many times better than any
-# other does. Halves of what one team played are told apart by at most 1.5, and teams of two levels by 3 to 30.
+# Where nobody says how many teams there are, some episodes teach nothing, and of these each team is to fit its own so
+# many times better than any other does. Halves of what one team played are told apart by less than that.
 _APART = 2.0
-# And by more than rounding of what is next to no error, in units of the actions' variance; and it has to have some
-# episodes, or it fits them because it has seen nothing else.
-_FLOOR, _SOME_EPISODES = 0.01, 10
-_MOST = 8
-# Nobody has acted yet where an episode begins. If the most similar beginning is one of the same team's by so many
-# standard errors more often than chance has it, then the world makes the difference, and not who plays.
+_ASIDE = 5  # one episode in so many
+# And by more than rounding of what is next to no error, in units of the actions' variance.
+_FLOOR = 0.01
+_SOME_EPISODES, _SOME_ASIDE = 10, 2  # that a team has to have
+# More than so many are no teams but a continuum: whatever differs from episode to episode and cannot be seen.
+_MOST = 7
+# Nobody has acted yet where an episode begins. If the most similar beginnings are of the same team by so many standard
+# errors more often than chance has it, then the world makes the difference, and not who plays.
 _BY_CHANCE, _BEGINNINGS = 4.0, 4_096
 # A team is acted as by the least that its return is likely to be: of a hundred episodes some are always lucky.
 _LEAST_SHARE, _LEAST_EPISODES, _STANDARD_ERRORS = 0.01, 5, 2.0
@@ -63,6 +66,7 @@ class BehaviorTeams(NamedTuple):
         errors: standard errors of those, [C]; NaN where a team has fewer than two.
         best: the team of the highest return less two standard errors, among those with a hundredth of the transitions
             and five episodes; the largest where there is none.
+        why: there are no more, where that was asked.
     """
 
     labels: Tensor
@@ -70,6 +74,7 @@ class BehaviorTeams(NamedTuple):
     returns: Tensor
     errors: Tensor
     best: int
+    why: str = ""
 
     @property
     def number(self) -> int:
@@ -79,12 +84,13 @@ class BehaviorTeams(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """The teams as JSON values: shares, mean returns and their errors, and whom the policy plays as."""
         columns = (("shares", self.shares), ("returns", self.returns), ("standard_errors", self.errors))
-        return {name: [_number(value) for value in values.tolist()] for name, values in columns} | {"plays": self.best}
+        facts: dict[str, Any] = {name: [_number(value) for value in values.tolist()] for name, values in columns}
+        return facts | {"plays": self.best} | ({"why_no_more": self.why} if self.why else {})
 
     def words(self) -> str:
         """The same for people."""
         if self.number == 1:
-            return "behaviour teams: one made these data, as far as what they do shows"
+            return f"behaviour teams: the data are taken as one team's; {self.why}"
         words = [
             f"{value:.1f}{'' if math.isnan(error) else f' ± {error:.1f}'} ({share:.1%})"
             for value, error, share in zip(self.returns, self.errors, self.shares, strict=True)
@@ -109,32 +115,50 @@ def tell_apart(
         data: all transitions.
         teams: C, how many teams there are taken to be. One more than there are splits a team, which does little; one
             less leaves two of them mixed. "auto": one, and one more as long as each of them plays its own episodes as
-            no other would, up to eight.
+            no other would; more than seven are one.
         label: of the progress bar.
         show: whether there is one.
         look: called after every round.
     """
-    labels, number = torch.zeros_like(data.lengths), 1
-    most = min(_MOST, len(data.lengths)) if teams == "auto" else teams
-    mixture = _Mixture(data, labels, number)
-    rounds = _Rounds(label, show, look)
-    mixture.fit(rounds)
-    while number < most:
-        mixture = _Mixture(data, mixture.worst_as_one_more(labels), number + 1)
-        found = mixture.fit(rounds)
-        if teams == "auto" and not (mixture.apart(found) and _begins_alike(data, found)):
+    rounds, why = _Rounds(label, show, look), ""
+    if teams == "auto":
+        teams, why = _how_many(data, rounds)
+        if teams == 1:
+            return described(data, 1, torch.zeros_like(data.lengths), why)
+    _, labels = next(itertools.islice(_grown(data, rounds), teams - 1, None))
+    return described(data, teams, labels, why)
+
+
+def _how_many(data: Transitions, rounds: _Rounds) -> tuple[int, str]:
+    """How many teams play their own episodes as no other would, and why there are no more."""
+    for number, (mixture, labels) in enumerate(_grown(data, rounds, aside=True), 1):
+        if number > 1 and (why := mixture.why_not(labels)):
+            return number - 1, why
+        if number > _MOST:
             break
-        labels, number = found, number + 1
-    return described(data, number, labels)
+        if len(labels) < (number + 1) * _SOME_EPISODES:
+            return number, f"there are too few episodes for {number + 1}"
+    return 1, f"more than {_MOST} would differ, so something changes with every episode"
 
 
-def described(data: Transitions, teams: int, labels: Tensor) -> BehaviorTeams:
+def _grown(data: Transitions, rounds: _Rounds, aside: bool = False) -> Iterator[tuple[_Mixture, Tensor]]:
+    """Mixtures of one team, of two, and so on without end, each with who most likely played each episode, int64 [E]."""
+    labels = torch.zeros_like(data.lengths)
+    for number in itertools.count(1):
+        mixture = _Mixture(data, labels, number, aside)
+        labels = mixture.fit(rounds)
+        yield mixture, labels
+        labels = mixture.worst_as_one_more(labels)
+
+
+def described(data: Transitions, teams: int, labels: Tensor, why: str = "") -> BehaviorTeams:
     """What teams are like whose episodes are known.
 
     Args:
         data: all transitions.
         teams: C.
         labels: int64 [E].
+        why: as the attribute.
     """
     own = F.one_hot(labels, teams).double()  # [E, C]
     counts, transitions = own.sum(0), data.lengths.double() @ own
@@ -145,7 +169,7 @@ def described(data: Transitions, teams: int, labels: Tensor) -> BehaviorTeams:
     surely = (returns - _STANDARD_ERRORS * errors).nan_to_num(-torch.inf, neginf=-torch.inf)
     candidates = torch.where((shares >= _LEAST_SHARE) & (counts >= _LEAST_EPISODES), surely, -torch.inf)
     known = bool(candidates.max() > -torch.inf)
-    return BehaviorTeams(labels, shares, returns, errors, int((candidates if known else shares).argmax()))
+    return BehaviorTeams(labels, shares, returns, errors, int((candidates if known else shares).argmax()), why)
 
 
 class _Rounds(NamedTuple):
@@ -178,9 +202,10 @@ class _Mixture:
         data: all transitions.
         labels: int64 [E], whose episodes they are to begin with.
         teams: C.
+        aside: whether some episodes teach nothing, so that what fits them is no memory of them.
     """
 
-    def __init__(self, data: Transitions, labels: Tensor, teams: int):
+    def __init__(self, data: Transitions, labels: Tensor, teams: int, aside: bool):
         agents, device = data.actions.shape[1], data.actions.device
         self._data, self._streams = data, SeedStreams([teams], TELLING_APART, device)
         # Whatever the units of the observations are, every component is to weigh the same.
@@ -196,6 +221,9 @@ class _Mixture:
         ).to(device)
         self._optimizer = torch.optim.Adam(self._net.parameters(), _LEARNING_RATE, fused=True)
         self._likely = F.one_hot(labels, teams).float()  # [E, C]
+        self._aside = torch.zeros_like(labels, dtype=torch.bool)
+        if aside:
+            self._aside[self._mixed()[: len(labels) // _ASIDE]] = True
 
     def fit(self, rounds: _Rounds) -> Tensor:
         """Who most likely played each episode, int64 [E]."""
@@ -214,18 +242,33 @@ class _Mixture:
         return labels.index_fill(0, worst, teams)
 
     @torch.no_grad()
-    def apart(self, labels: Tensor) -> bool:
-        """Whether each team has some episodes and fits them far better than any other team does."""
-        errors, weights = self._errors_of_episodes(_MORE_LOOKS), self._data.lengths / self._data.lengths.sum()
-        own = F.one_hot(labels, errors.shape[1]).bool()
-        floor = _FLOOR * self._data.actions.var(0).sum()
-        others = errors.masked_fill(own, torch.inf).amin(1)
-        gain = (others - _APART * (errors[own] + floor)) * weights
-        return bool((own.sum(0) >= _SOME_EPISODES).all() and (gain @ own.to(gain.dtype) > 0).all())
+    def why_not(self, labels: Tensor) -> str:
+        """Why the labels are not of C teams that differ in what they do, "" if they are."""
+        teams = self._likely.shape[1]
+        own = F.one_hot(labels, teams).bool()
+        if (own.sum(0) < _SOME_EPISODES).any() or (own[self._aside].sum(0) < _SOME_ASIDE).any():
+            return f"of {teams} one would have next to no episodes"
+        errors, lengths = self._errors_of_episodes(_MORE_LOOKS)[self._aside], self._data.lengths[self._aside]
+        own = own[self._aside]
+        weights = own.T * lengths / lengths.sum()  # [C, E']
+        others = weights @ errors.masked_fill(own, torch.inf).amin(1)
+        least = weights @ (errors[own] + _FLOOR * self._data.actions.var(0).sum())
+        times = float((others / least).min())
+        if times < _APART:
+            return f"{teams} would differ too little (by a factor of {times:.1f}, at least {_APART:.0f} is asked)"
+        if not _begins_alike(self._data, labels, self._mixed()[:_BEGINNINGS]):
+            return f"{teams} would differ where episodes begin, so the world may make the difference"
+        return ""
+
+    def _mixed(self) -> Tensor:
+        """All episodes in an order that means nothing, int64 [E]."""
+        generator = self._streams.generators[0]
+        return torch.randperm(len(self._likely), generator=generator, device=self._likely.device)
 
     def _learn(self) -> None:
         """Fit every team to the episodes that are likely to be its own."""
-        weights = (self._likely * self._data.lengths.unsqueeze(1)).T.clamp_min(_TINY)  # [C, E]
+        weights = (self._likely * self._data.lengths.unsqueeze(1)).clamp_min(_TINY)
+        weights = weights.masked_fill(self._aside.unsqueeze(1), 0.0).T  # [C, E]
         generator = self._streams.generators[0]
         drawn = torch.multinomial(weights, _UPDATES * _BATCH, replacement=True, generator=generator)
         rows = self._rows(drawn).view(-1, _UPDATES, _BATCH)
@@ -277,18 +320,28 @@ class _Mixture:
         return square.view(teams, -1, count).sum(1)
 
 
-def _begins_alike(data: Transitions, labels: Tensor) -> bool:
-    """Whether what agents see where episodes begin is the same whoever plays: Schilling's (1986) test of neighbours."""
-    some = torch.arange(0, len(labels), -(-len(labels) // _BEGINNINGS), device=labels.device)
+def _begins_alike(data: Transitions, labels: Tensor, some: Tensor) -> bool:
+    """Whether what agents see where episodes begin is the same whoever plays: Schilling's (1986) test of neighbours.
+
+    Args:
+        data: all transitions.
+        labels: int64 [E].
+        some: int64, episodes by which that is judged.
+    """
     labels, first = labels[some], data.obs[data.obs_index[data.starts[some]]].flatten(1)
     deviation = first.std(0)
     moves = deviation > _TINY
+    if not moves.any():
+        return True
     places = first[:, moves] / deviation[moves]
-    nearest = torch.cdist(places, places).fill_diagonal_(torch.inf).argmin(1)
+    distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    # As near as the nearest: worlds that begin in one of a few ways have many of these.
+    nearest = (distances <= distances.amin(1, keepdim=True) * (1.0 + 1e-6)).float()
+    alike = (nearest * (labels.unsqueeze(1) == labels)).sum(1) / nearest.sum(1)
     expected = float((torch.bincount(labels) / len(labels)).square().sum())
     # Twice the variance of independent trials: two that are nearest to each other count twice.
     error = math.sqrt(2.0 * expected * (1.0 - expected) / len(labels))
-    return float((labels == labels[nearest]).float().mean()) <= expected + _BY_CHANCE * error
+    return float(alike.mean()) <= expected + _BY_CHANCE * error
 
 
 def _number(value: float) -> float | None:

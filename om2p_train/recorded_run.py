@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from om2p_data.envs.registry import TASKS, Task
 from om2p_data.errors import UserError
@@ -82,6 +82,11 @@ class Facts(BaseModel):
     behavior_teams: ToldApart | None = None
     finished: bool
 
+    @field_validator("behavior_teams", mode="before")
+    @classmethod
+    def _once(cls, value: object) -> object:
+        return None if isinstance(value, list) else value  # as each seed once told them apart on its own
+
 
 @dataclass(frozen=True)
 class Run:
@@ -141,7 +146,7 @@ class Run:
 
     @property
     def behavior_teams(self) -> int:
-        """As whose data the run took what it learned from: 1 where nothing was told apart."""
+        """As how many teams' data the run took what it learned from: 1 where nothing was told apart."""
         return 1 if self.facts.behavior_teams is None else len(self.facts.behavior_teams.shares)
 
     @property

@@ -174,6 +174,7 @@ def claimed(folder: Path) -> Iterator[None]:
         UserError: another process trains there, or the folder cannot be made.
     """
     with contextlib.ExitStack() as held:
+        made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder, wait=False))
@@ -181,7 +182,12 @@ def claimed(folder: Path) -> Iterator[None]:
             raise UserError(f"another process is training in {folder}: wait for it, or choose another --out") from None
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {reason(error)}") from error
-        yield
+        try:
+            yield
+        finally:
+            if made:
+                with contextlib.suppress(OSError):  # there is something in it now
+                    folder.rmdir()
 
 
 def check_room(folder: Path, *, overwrite: bool) -> None:

@@ -50,6 +50,7 @@ class _Clock:
 
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    telling_apart_seconds: float = 0.0
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -112,22 +113,29 @@ def train(
         if not begun:
             run_folder.check_room(folder, overwrite=overwrite)
         data, clock = Transitions(dataset, plan.device, recipe.data), _Clock()
-        state = run_folder.read_checkpoint(folder) if begun else None
-        teams = _behavior_teams(plan, data, state, clock, progress)
-        facts |= {} if teams is None else {"behavior_teams": teams.facts()}
-        algorithm, learner = _learner(plan, data, teams)
-        with _evaluator(plan, algorithm) as evaluator, run_folder.claimed(folder), _full_disk(folder):
-            if not begun:
-                run_folder.make_room(folder, overwrite=overwrite)
-            recorder = _open(plan, learner, facts, begun, state, clock)
-            finished = False
-            try:
-                _loop(plan, learner, evaluator, recorder, clock, progress)
-                _write_policies(plan, algorithm)
-                run_folder.write_facts(folder, facts | {"finished": True, "timing": _timing(plan, clock)})
-                finished = True
-            finally:
-                recorder.close(finished=finished)
+        algorithm, learner = _learner(plan, data, None)
+        with run_folder.claimed(folder):
+            if resume and run_folder.holds_run(folder):  # another process may have trained here until now
+                begun, facts = True, _facts(plan, True, loggers)
+                if facts["finished"]:
+                    return False
+            state = run_folder.read_checkpoint(folder) if begun else None
+            teams = _behavior_teams(plan, data, state, clock, progress)
+            if teams is not None:
+                facts["behavior_teams"] = teams.facts()
+                algorithm, learner = _learner(plan, data, teams)
+            with _evaluator(plan, algorithm) as evaluator, _full_disk(folder):
+                if not begun:
+                    run_folder.make_room(folder, overwrite=overwrite)
+                recorder = _open(plan, learner, facts, begun, state, clock)
+                finished = False
+                try:
+                    _loop(plan, learner, evaluator, recorder, clock, progress)
+                    _write_policies(plan, algorithm)
+                    run_folder.write_facts(folder, facts | {"finished": True, "timing": _timing(plan, clock)})
+                    finished = True
+                finally:
+                    recorder.close(finished=finished)
     except (MemoryError, RuntimeError) as error:
         # PyTorch has a class of its own for an accelerator without memory, and for a processor only these words.
         out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
@@ -138,14 +146,14 @@ def train(
 
 
 def _learner(plan: RunPlan, data: Transitions, teams: BehaviorTeams | None) -> tuple[Algorithm, Learner]:
-    recipe, several = plan.recipe, teams is not None and teams.number > 1
-    team = Team.of(plan.dataset.environment.spec, teams.number if teams is not None and several else 0)
+    recipe, number = plan.recipe, 1 if teams is None else teams.number
+    team = Team.of(plan.dataset.environment.spec, number if number > 1 else 0)
     initial = SeedStreams(plan.seeds, INITIALISATION, plan.device)
     algorithm = algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, initial)
     algorithm.policy.standardize(data.obs_mean, data.obs_scale)
     if teams is not None:
         data.mark(teams.labels, teams.number, teams.best)
-        if several:
+        if number > 1:
             algorithm.policy.play_as(teams.best)
     sampling = SeedStreams(plan.seeds, SAMPLING, plan.device)
     graphs = CudaGraphs() if plan.device.type == "cuda" else None
@@ -200,13 +208,17 @@ def _behavior_teams(
         with _fits(plan.folder):
             learned = state["learner"]
             return described(data, int(learned["behavior_teams"]), learned["labels"].to(plan.device))
-    with wishes() as asked, clock.training():
+    if show and not sys.stderr.isatty():
+        print(f"{plan.label}: telling behaviour teams apart", file=sys.stderr)
+    began = time.perf_counter()
+    with wishes() as asked:
 
         def look() -> None:
             if (number := asked()) is not None:
                 raise Interrupted(number, None)
 
         found = tell_apart(data, wanted, plan.label, show, look)
+    clock.telling_apart_seconds = time.perf_counter() - began
     if show:
         print(f"{plan.label}: {found.words()}", file=sys.stderr)
     return found

@@ -252,8 +252,8 @@ def _made(results: Results) -> str:
     words.append(f"hidden layers {_with_others(shapes, results)}")
     teams = [run.behavior_teams for run in results.runs]
     if max(teams) > 1:
-        told = ["1 behaviour team" if number == 1 else f"{number} behaviour teams" for number in teams]
-        words.append(f"data of {_with_others(told, results)}")
+        told = ["as one team's" if number == 1 else f"told apart as {number} teams'" for number in teams]
+        words.append(f"data {_with_others(told, results)}")
     return f"*Runs: scale {results.protocol}; {'; '.join(words)}; commit{'s' if many else ''} {listed}.*"
 
 

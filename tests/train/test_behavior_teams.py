@@ -96,7 +96,41 @@ def test_one_team_is_one(noise):
     rewards = rng.standard_normal((400, STEPS, 2))
     found = told_apart(toy_dataset(obs, actions.clip(-1, 1), rewards, terminal=True, length=STEPS), "auto")
     assert (found.number, found.best, found.labels.max()) == (1, 0, 0)
-    assert found.words() == "behaviour teams: one made these data, as far as what they do shows"
+    why = found.why
+    assert why.startswith("2 would differ too little (by a factor of ")
+    assert found.words() == f"behaviour teams: the data are taken as one team's; {why}"
+    assert found.facts()["why_no_more"] == why
+
+
+def test_few_episodes_of_one_team_are_no_teams_that_networks_remember():
+    """Forty components to remember an episode by, and next to nothing to learn from them."""
+    rng = np.random.default_rng(0)
+    obs, actions = rng.standard_normal((60, STEPS + 1, 2, 40)), rng.uniform(-1, 1, (60, STEPS, 2, 2))
+    data = toy_dataset(obs, actions, np.zeros((60, STEPS, 2)), terminal=True, length=STEPS)
+    assert told_apart(data, "auto").number == 1
+    few = toy_dataset(obs[:19], actions[:19], np.zeros((19, STEPS, 2)), terminal=True, length=STEPS)
+    assert told_apart(few, "auto").why == "there are too few episodes for 2"
+
+
+def test_what_changes_with_every_episode_is_no_team():
+    rng = np.random.default_rng(0)
+    obs = rng.uniform(-1, 1, (400, STEPS + 1, 2, 1))
+    goals = np.repeat(rng.uniform(-1, 1, (400, 1, 2, 1)), STEPS, 1)
+    data = toy_dataset(obs, goals, np.zeros((400, STEPS, 2)), terminal=True, length=STEPS)
+    found = told_apart(data, "auto")
+    assert (found.number, found.why) == (1, "more than 7 would differ, so something changes with every episode")
+
+
+@pytest.mark.parametrize("starts", [1, 4])
+def test_worlds_that_always_begin_alike_hide_no_team(starts):
+    """One team after the other, as they are collected."""
+    rng = np.random.default_rng(0)
+    team = np.arange(400) >= 300
+    obs = np.repeat(rng.integers(starts, size=(400, 1, 2, 1)), 2, 1)
+    data = Transitions(toy_dataset(obs, np.zeros((400, 1, 2, 1)), np.zeros((400, 1, 2)), terminal=True))
+    every = torch.arange(400)
+    assert behavior_teams._begins_alike(data, torch.from_numpy(team).long(), every)
+    assert starts == 1 or not behavior_teams._begins_alike(data, torch.from_numpy(obs[:, 0, 0, 0] > 1).long(), every)
 
 
 @pytest.mark.parametrize(("of_the_world", "teams"), [(True, 1), (False, 2)])
@@ -163,6 +197,25 @@ def test_a_signal_while_teams_are_told_apart_ends_the_run_and_it_goes_on(tmp_pat
             train(tmp_path / "run", "data.behavior_teams=2")
     assert not (tmp_path / "run").exists()
     assert results(train(tmp_path / "run", "data.behavior_teams=2", resume=True)) == whole
+
+
+def test_nobody_else_trains_in_the_folder_meanwhile(tmp_path, monkeypatch):
+    data = make_dataset(tmp_path / "datasets")
+    asked = []
+    real = behavior_teams._Mixture._judge
+
+    def judge(self, *arguments):
+        with pytest.raises(UserError, match="another process is training in"), run_folder.claimed(tmp_path / "run"):
+            pass
+        asked.append(True)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(behavior_teams._Mixture, "_judge", judge)
+    folder = run(data, tmp_path / "run", "data.behavior_teams=2", algo="bc", loggers=Loggers(tensorboard=False))
+    assert asked
+    timing = run_folder.read_facts(folder)["timing"]
+    assert timing["telling_apart_seconds"] > 0
+    assert timing["updates_per_second"] > 30 / (timing["training_seconds"] + timing["telling_apart_seconds"])
 
 
 def test_batches_say_who_played_and_are_half_of_the_best():

@@ -181,7 +181,7 @@ def test_a_page_says_where_teams_were_told_apart(here):
     file = here / "reproduce" / "tiny-cpu" / "runs" / "cn-expert-om2p" / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"behavior_teams": told}))
     record(here / "reproduce" / "tiny-cpu")
-    words = "data of 1 behaviour team (om2p on cooperative-navigation expert: 2 behaviour teams); commit abcdef.*"
+    words = "data as one team's (om2p on cooperative-navigation expert: told apart as 2 teams'); commit abcdef.*"
     assert words in published("reproduce")
 
 
