@@ -122,7 +122,7 @@ def train(
             state = run_folder.read_checkpoint(folder) if begun else None
             teams = _behavior_teams(plan, data, state, clock, progress)
             if teams is not None:
-                facts["behavior_teams"] = teams.facts()
+                facts.setdefault("behavior_teams", teams.facts())  # a run that goes on has said why there are no more
                 algorithm, learner = _learner(plan, data, teams)
             with _evaluator(plan, algorithm) as evaluator, _full_disk(folder):
                 if not begun:

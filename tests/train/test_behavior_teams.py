@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from om2p_data.errors import UserError
-from om2p_train import behavior_teams, run_folder
+from om2p_train import behavior_teams, config, run_folder, trainer
 from om2p_train.actors import DeterministicActor
 from om2p_train.batches import Transitions, by_learner
 from om2p_train.interruption import Interrupted
@@ -216,6 +216,43 @@ def test_nobody_else_trains_in_the_folder_meanwhile(tmp_path, monkeypatch):
     timing = run_folder.read_facts(folder)["timing"]
     assert timing["telling_apart_seconds"] > 0
     assert timing["updates_per_second"] > 30 / (timing["training_seconds"] + timing["telling_apart_seconds"])
+
+
+@pytest.mark.parametrize(("rewards", "plays"), [((0.0, 1.0, 0.5), 1), ((1.0, 0.0, 0.5), 0)])
+def test_an_interrupted_run_goes_on_with_the_teams_that_it_found(rewards, plays, tmp_path, monkeypatch):
+    dataset, _ = several_teams(rewards)
+    recipe = config.load(
+        "bc",
+        "toy",
+        None,
+        settings=[
+            "data.behavior_teams=auto",
+            "network.hidden=[8]",
+            "optimizer.batch_size=8",
+            "run.updates=20",
+            "run.checkpoint_every=10",
+        ],
+    )
+    once = Loggers(tensorboard=False)
+    trainer.train(dataset, recipe, [0], tmp_path / "whole", loggers=once)
+    real = trainer.run_folder.write_checkpoint
+
+    def write(folder, state):
+        real(folder, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.run_folder, "write_checkpoint", write)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(dataset, recipe, [0], tmp_path / "run", loggers=once)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "tell_apart", None)
+        assert trainer.train(dataset, recipe, [0], tmp_path / "run", resume=True, loggers=once)
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    whole, found = (run_folder.read_facts(tmp_path / name)["behavior_teams"] for name in ("whole", "run"))
+    assert found == whole
+    assert (len(found["shares"]), found["plays"]) == (3, plays)
+    assert found["why_no_more"]
 
 
 def test_batches_say_who_played_and_are_half_of_the_best():
