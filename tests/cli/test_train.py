@@ -54,7 +54,7 @@ from .conftest import RANDOM_ID, TINY_RUN, Run, assert_one_line, contents
         (["--device", "hpu"], r"device 'hpu' cannot be used: .*'cpu' always can"),
         (["--out", "runs/bc"], r"runs/bc holds a run already: choose another --out, or add --overwrite"),
         (["--out", "runs"], r"runs is not empty and not only a run"),
-        (["--out", "file"], r"cannot write to file: File exists"),
+        (["--out", "file"], r"cannot write to file: Not a directory"),
         (["--out", "file/below"], r"cannot write to file/below: Not a directory"),
         (["--root", "elsewhere"], rf"no data set {RANDOM_ID} in elsewhere: to make it, run: om2p-data generate"),
     ],

@@ -15,6 +15,7 @@ from om2p_train.config import Scale
 from om2p_train.experiments import Part
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce" / "tuning-cpu" / "runs.jsonl"
+VARIANTS = RECORDS.parents[2] / "om2p_variants.jsonl"
 TUNING = experiments.read("tuning")
 # bc is the base of all recipes, and its step size is theirs: where another is better, it is by 3.5% at most, or
 # both are below the data.
@@ -46,9 +47,24 @@ def test_recipes_hold_what_was_chosen(part: Part) -> None:
         parts = parse_id(dataset)
         for task, tier in product(STANDS_FOR.get(parts.task, [parts.task]), STANDS_FOR_TIERS[parts.tier]):
             tables = config.load(recipe, task, tier, Scale.CPU).tables()
+            if tables["data"].get("behavior_teams") is not None:
+                continue  # what is learned from then is not what was tuned on: see below
             own = OF_ITS_OWN.get((recipe, parts.task), set())
             held = [run.settings for run in variants if holds(tables, parse_overrides(run.settings), own)]
             assert held == [FIXED.get(recipe, best.settings)], (dataset, task, tier)
+
+
+def test_om2p_holds_what_was_best_where_teams_are_told_apart() -> None:
+    """Of all settings that were tried there."""
+    runs, damaged = results.collect([VARIANTS])
+    assert not damaged
+    told = [run for run in runs if run.option("data.behavior_teams") == "auto"]
+    assert len({run.dataset for run in told}) == 6
+    for dataset in {run.dataset for run in told}:
+        best = max((run for run in told if run.dataset == dataset), key=lambda run: run.final.mean())
+        recipe = config.load("om2p", parse_id(dataset).task, Tier.MEDIUM_EXPERT, Scale.CPU).tables()
+        assert recipe["data"]["behavior_teams"] == "auto"
+        assert recipe["options"] == best.recipe["options"], dataset
 
 
 def holds(tables: dict, overrides: dict, own: set[str]) -> bool:
