@@ -113,8 +113,8 @@ def tell_apart(
 
     Args:
         data: all transitions.
-        teams: C, how many teams there are taken to be. One more than there are splits a team, which costs less than
-            one less, which leaves two of them mixed. "auto": one, and one more as long as each of them plays its own episodes as
+        teams: C, how many teams there are taken to be. One more than there are splits a team; one less leaves two of
+            them mixed, which costs more. "auto": one, and one more as long as each of them plays its own episodes as
             no other would; more than seven are one.
         label: of the progress bar.
         show: whether there is one.
