@@ -47,8 +47,8 @@ _FLOOR = 0.01
 _SOME_EPISODES, _SOME_ASIDE = 10, 2  # that a team has to have
 # More than so many are no teams but a continuum: whatever differs from episode to episode and cannot be seen.
 _MOST = 7
-# Nobody has acted yet where an episode begins. If the most similar beginnings are of the same team by so many standard
-# errors more often than chance has it, then the world makes the difference, and not who plays.
+# Nobody has acted yet where an episode begins. If the most similar beginnings are of the same of two teams by so many
+# standard errors more often than chance has it, then the world makes the difference, and not who plays.
 _BY_CHANCE, _BEGINNINGS = 4.0, 4_096
 # A team is acted as by the least that its return is likely to be: of a hundred episodes some are always lucky.
 _LEAST_SHARE, _LEAST_EPISODES, _STANDARD_ERRORS = 0.01, 5, 2.0
@@ -257,7 +257,7 @@ class _Mixture:
         if times < _APART:
             return f"{teams} would differ too little (by a factor of {times:.1f}, at least {_APART:.0f} is asked)"
         if not _begins_alike(self._data, labels, self._mixed()[:_BEGINNINGS]):
-            return f"{teams} would differ where episodes begin, so the world may make the difference"
+            return f"{teams} would differ where episodes begin, so it is the world, or one team has two ways"
         return ""
 
     def _mixed(self) -> Tensor:
@@ -335,12 +335,28 @@ def _begins_alike(data: Transitions, labels: Tensor, some: Tensor) -> bool:
         return True
     places = first[:, moves] / deviation[moves]
     distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    for pair in itertools.combinations(labels.unique().tolist(), 2):
+        # Two by two: where one team is taken for two, the others, which begin as they all do, would hide it.
+        theirs = torch.isin(labels, torch.tensor(pair, device=labels.device))
+        if not _mixed_up(distances[theirs][:, theirs], labels[theirs] == pair[0]):
+            return False
+    return True
+
+
+def _mixed_up(distances: Tensor, first: Tensor) -> bool:
+    """Whether the nearest to a point are not of its own kind more often than chance has it.
+
+    Args:
+        distances: [n, n], infinite on the diagonal.
+        first: bool [n], of which of two kinds it is.
+    """
     # As near as the nearest: worlds that begin in one of a few ways have many of these.
     nearest = (distances <= distances.amin(1, keepdim=True) * (1.0 + 1e-6)).float()
-    alike = (nearest * (labels.unsqueeze(1) == labels)).sum(1) / nearest.sum(1)
-    expected = float((torch.bincount(labels) / len(labels)).square().sum())
+    alike = (nearest * (first.unsqueeze(1) == first)).sum(1) / nearest.sum(1)
+    share = float(first.double().mean())
+    expected = share**2 + (1.0 - share) ** 2
     # Twice the variance of independent trials: two that are nearest to each other count twice.
-    error = math.sqrt(2.0 * expected * (1.0 - expected) / len(labels))
+    error = math.sqrt(2.0 * expected * (1.0 - expected) / len(first))
     return float(alike.mean()) <= expected + _BY_CHANCE * error
 
 

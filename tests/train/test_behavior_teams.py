@@ -134,6 +134,18 @@ def test_worlds_that_always_begin_alike_hide_no_team(starts):
     assert starts == 1 or not behavior_teams._begins_alike(data, torch.from_numpy(obs[:, 0, 0, 0] > 1).long(), every)
 
 
+def test_two_ways_of_one_team_are_seen_beside_another_team():
+    """Where a team begins decides which way it takes; most of the data are of another team, which begins anywhere."""
+    rng = np.random.default_rng(0)
+    begins = rng.uniform(-1, 1, 400)
+    two, three = np.arange(400) >= 320, np.where(np.arange(400) >= 320, 1 + (begins > 0), 0)
+    obs = np.broadcast_to(begins[:, None, None, None], (400, 2, 2, 1))
+    data = Transitions(toy_dataset(obs, np.zeros((400, 1, 2, 1)), np.zeros((400, 1, 2)), terminal=True))
+    every = torch.arange(400)
+    assert behavior_teams._begins_alike(data, torch.from_numpy(two).long(), every)
+    assert not behavior_teams._begins_alike(data, torch.from_numpy(three), every)
+
+
 @pytest.mark.parametrize(("of_the_world", "teams"), [(True, 1), (False, 2)])
 def test_where_the_world_makes_the_difference_there_are_no_teams(of_the_world, teams):
     """Nobody has acted yet where an episode begins: what already differs there is not who plays."""
