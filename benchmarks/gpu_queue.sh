@@ -6,31 +6,37 @@
 #   DEVICE=cpu SCALE=cpu benchmarks/gpu_queue.sh     the same jobs in small, to try the queue
 #
 #   DEVICE   cuda or cpu (default: cuda)              SCALE    paper or cpu (default: paper)
-#   LIMIT    seconds for this call (default: 540)     OUT      folder of result files (default: benchmarks/results/gpu)
+#   LIMIT    seconds for this call (default: 540)     RESULTS  folder of files (default: benchmarks/results/gpu)
 #   WORK     folder of data sets and runs (default: gpu-work); keep it, and runs go on where they were
 #   PYTHON   interpreter (default: python3)           JOBS     names of the only jobs to do (default: all)
+#   ARCHIVE  a .tar that gets all results at the end, and gives them back at the beginning (default: none)
 #
-# A job is done when its result file is there. One that is stopped by the limit goes on at the next call: benches anew,
-# runs from their checkpoint. Needs what pyproject.toml lists, on PYTHONPATH or installed; the project itself need not be.
+# A job is done when its result file is there. One that is stopped by the limit goes on at the next call: benches anew, so
+# that they begin only where the time left suffices, runs from their checkpoint. Needs what pyproject.toml lists, on
+# PYTHONPATH or installed; the project itself need not be.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda} SCALE=${SCALE:-paper} LIMIT=${LIMIT:-540} PYTHON=${PYTHON:-python3}
-OUT=${OUT:-benchmarks/results/gpu} WORK=${WORK:-gpu-work}
+RESULTS=${RESULTS:-benchmarks/results/gpu} WORK=${WORK:-gpu-work} ARCHIVE=${ARCHIVE:-}
 deadline=$((SECONDS + LIMIT))
-mkdir -p "$OUT" "$WORK/path"
-OUT=$(realpath "$OUT") WORK=$(realpath "$WORK")
+mkdir -p "$RESULTS" "$WORK/path"
+RESULTS=$(realpath "$RESULTS") WORK=$(realpath "$WORK")
+if [ -f "$ARCHIVE" ]; then tar -xf "$ARCHIVE" -C "$RESULTS" --skip-old-files; fi
 for pair in om2p_data:om2p_data om2p_train:om2p_train om2p_cli:cli om2p_recipes:recipes; do
   ln -sfn "$PWD/${pair#*:}" "$WORK/path/${pair%%:*}" # the packages under the names they are installed by
 done
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+rm -rf "$WORK"/path/om2p-*.dist-info && mkdir "$WORK/path/om2p-$version.dist-info" # what asks for the version finds it
+printf 'Metadata-Version: 2.1\nName: om2p\nVersion: %s\n' "$version" > "$WORK/path/om2p-$version.dist-info/METADATA"
 export PYTHONPATH="$WORK/path${PYTHONPATH:+:$PYTHONPATH}"
 export MINARI_DATASETS_PATH="$WORK/datasets" OM2P_HOME="$WORK/behaviour"
 export PYTHONUNBUFFERED=1
 
 if [ "$SCALE" = paper ]; then
-  precisions=full,tf32,bf16 seconds=2 repeats=5 transitions=1000000 endured=100000
+  precisions=full,tf32,bf16 seconds=1 repeats=5 transitions=1000000 endured=100000 long=330 short=150
 else
-  precisions=full seconds=0.2 repeats=2 transitions=5000 endured=200
+  precisions=full seconds=0.2 repeats=2 transitions=5000 endured=200 long=20 short=20
 fi
 
 om2p() { # om2p data|train ARGUMENTS...
@@ -38,48 +44,79 @@ om2p() { # om2p data|train ARGUMENTS...
 }
 bench() { # bench TASK [ARGUMENTS...]
   om2p train bench --env "$1" --device "$DEVICE" --scale "$SCALE" --seconds "$seconds" --repeats "$repeats" --quiet \
-    --out "$OUT/.$job.json" "${@:2}"
-  mv "$OUT/.$job.json" "$OUT/$job.json"
+    --out "$RESULTS/.$job.json" "${@:2}"
+  mv "$RESULTS/.$job.json" "$RESULTS/$job.json"
 }
 profile() { # where the time of an update goes
-  "$PYTHON" -m om2p_train.bench.profile "$1" cn "$DEVICE" "$SCALE" "$OUT/.$job.txt" && mv "$OUT/.$job.txt" "$OUT/$job.txt"
+  "$PYTHON" -m om2p_train.bench.profile "$1" cn "$DEVICE" "$SCALE" "$RESULTS/.$job.txt" && mv "$RESULTS/.$job.txt" "$RESULTS/$job.txt"
 }
 endurance() { # memory over a long run
-  "$PYTHON" -m om2p_train.bench.endurance "$1" cn "$DEVICE" "$SCALE" "$endured" "$OUT/.$job.json"
-  mv "$OUT/.$job.json" "$OUT/$job.json"
+  "$PYTHON" -m om2p_train.bench.endurance "$1" cn "$DEVICE" "$SCALE" "$endured" "$RESULTS/.$job.json"
+  mv "$RESULTS/.$job.json" "$RESULTS/$job.json"
 }
-cell() { # cell TASK TIER RECIPE [ARGUMENTS...]: generate the data if need be, train, keep what a report needs
+cell() { # cell TASK TIER RECIPE: generate the data if need be, train, keep what a report needs
   local id="om2p/$1/$2-v0" runs="$WORK/runs/$1/$2/$3"
   om2p data show "$id" > /dev/null 2>&1 || om2p data generate --env "$1" --tier "$2" --transitions "$transitions" --quiet
-  om2p train run --dataset "$id" --algo "$3" --seeds 0-4 --scale "$SCALE" --device "$DEVICE" --resume --quiet \
-    --no-tensorboard --out "$runs" "${@:4}"
-  "$PYTHON" -m om2p_train.bench.digest "$runs" "$OUT/$job.json"
+  om2p train run --dataset "$id" --algo "$3" --seeds 0-2 --scale "$SCALE" --device "$DEVICE" --resume --quiet \
+    --no-tensorboard --out "$runs"
+  "$PYTHON" -m om2p_train.bench.digest "$runs" "$RESULTS/$job.json"
 }
 
-jobs=(
-  "tests"
-  "bench-cn:bench cn --precision $precisions"
-  "bench-hc:bench hc --precision $precisions --seeds 1,5 --no-latency"
-  "profile-om2p:profile om2p"
-  "profile-omar:profile omar"
-  "endurance-om2p:endurance om2p"
-  "compiled-cn:bench cn --recipes om2p,omar,ma-fql --precision full,tf32 --seeds 1,5 --no-peers --no-latency --set compute.compile=true"
-)
+imports() { # what is missing is better known at once
+  "$PYTHON" - > "$RESULTS/.imports.txt" <<- 'END'
+	import importlib.metadata, sys
+	missing = []
+	for name in ("torch", "numpy", "h5py", "numba", "scipy", "safetensors", "pydantic", "gymnasium", "minari", "pettingzoo",
+	             "mujoco", "threadpoolctl", "typer", "tqdm", "tensorboard", "pytest", "jax"):
+	    try:
+	        __import__(name)
+	        print(name, importlib.metadata.version(name))
+	    except (ImportError, importlib.metadata.PackageNotFoundError) as error:
+	        print(f"missing: {name}: {error}", file=sys.stderr)
+	        missing += [name] * (name != "jax")
+	sys.exit(bool(missing))
+	END
+  mv "$RESULTS/.imports.txt" "$RESULTS/imports.txt"
+}
+
+# NAME:SECONDS:COMMAND; it begins where so many seconds are left
+jobs=("imports:20:imports" "tests:120:run_tests")
+benches() { # benches NAME TASK SEEDS RECIPES...: one job each
+  for recipe in "${@:4}"; do
+    local peers=--no-latency
+    [ "$recipe" = om2p ] && [ "$1" = cn ] && peers=
+    jobs+=("bench-$1-$recipe:$long:bench $2 --recipes $recipe --seeds $3 --precision $precisions $peers")
+  done
+}
+benches cn cn 1,5,10 om2p
 for launch in 1 5 20 50; do
   [ "$SCALE" = paper ] || break
-  jobs+=("launch-$launch:bench cn --recipes om2p --seeds 1,5 --precision tf32 --no-peers --no-latency --set compute.updates_per_launch=$launch")
+  jobs+=("launch-$launch:$short:bench cn --recipes om2p --seeds 1,5 --precision tf32 --no-peers --no-latency --set compute.updates_per_launch=$launch")
 done
+jobs+=(
+  "derivative-zero:$short:bench cn --recipes om2p --seeds 1 --precision $precisions --no-peers --no-latency --set options.derivative='zero'"
+  "profile-om2p:$short:profile om2p"
+  "profile-omar:$short:profile omar"
+)
+benches cn cn 1,5,10 omar ma-fql
+benches hc hc 1,5 om2p omar ma-fql
+jobs+=("endurance-om2p:$long:endurance om2p")
+for recipe in om2p omar ma-fql; do
+  jobs+=("compiled-cn-$recipe:$long:bench cn --recipes $recipe --precision full,tf32 --seeds 1,5 --no-peers --no-latency --set compute.compile=true")
+done
+benches cn cn 1,5,10 om2p-paper ma-cql ma-sfbc vgm2p bc
+benches hc hc 1,5 om2p-paper ma-cql ma-sfbc vgm2p
 for recipes in "om2p om2p-paper bc-flow om2p-released" "ma-fql omar bc ma-cql vgm2p ma-sfbc"; do
   for tier in expert medium; do
     for recipe in $recipes; do
-      jobs+=("cell-cn-$tier-$recipe:cell cooperative-navigation $tier $recipe")
-      jobs+=("cell-hc-$tier-$recipe:cell halfcheetah-2x3 $tier $recipe")
+      jobs+=("cell-cn-$tier-$recipe:45:cell cooperative-navigation $tier $recipe")
+      jobs+=("cell-hc-$tier-$recipe:45:cell halfcheetah-2x3 $tier $recipe")
     done
   done
 done
 
 run_tests() { # the fast path is the plain path
-  "$PYTHON" -m pytest -q -p no:cacheprovider tests/train/test_capture.py > "$OUT/.tests.txt" && mv "$OUT/.tests.txt" "$OUT/tests.txt"
+  "$PYTHON" -m pytest -q -p no:cacheprovider tests/train/test_capture.py > "$RESULTS/.tests.txt" && mv "$RESULTS/.tests.txt" "$RESULTS/tests.txt"
 }
 
 for name in ${JOBS:-}; do
@@ -88,26 +125,30 @@ done
 
 status=0
 for entry in "${jobs[@]}"; do
-  job=${entry%%:*} command=${entry#*:}
+  IFS=: read -r job needed command <<< "$entry"
   [ -z "${JOBS:-}" ] || [[ " $JOBS " == *" $job "* ]] || continue
-  if compgen -G "$OUT/$job.*" > /dev/null; then
+  if compgen -G "$RESULTS/$job.*" > /dev/null; then
     [ "${1:-}" = --list ] && echo "done     $job"
     continue
   fi
   [ "${1:-}" = --list ] && { echo "waiting  $job"; continue; }
   left=$((deadline - SECONDS))
   [ "$left" -gt 20 ] || { echo "out of time before $job"; break; }
+  [ "$left" -gt "$needed" ] || { echo "too little time for $job ($left s left of $needed)"; continue; }
   echo "== $job ($left s left)"
-  [ "$job" = tests ] && command=run_tests
-  # TERM lets a run write its checkpoint.
-  export -f om2p bench profile endurance cell run_tests
-  export job DEVICE SCALE OUT WORK PYTHON seconds repeats transitions endured
+  export -f om2p bench profile endurance cell imports run_tests
+  export job DEVICE SCALE RESULTS WORK PYTHON seconds repeats transitions endured
   code=0
-  timeout --signal=TERM --kill-after=30 "$((left - 15))" bash -euo pipefail -c "$command" || code=$?
+  # TERM lets a run write its checkpoint: the shell waits for it, with a trap of its own.
+  timeout --signal=TERM --kill-after=30 "$((left - 15))" bash -euo pipefail -c "trap : TERM; $command" || code=$?
   case $code in
     0) ;;
-    124 | 137 | 143) echo "stopped by the limit: $job goes on next time"; break ;;
-    *) echo "failed ($code): $job" >&2; status=1 ;;
+    *)
+      [ "$SECONDS" -lt "$((deadline - 20))" ] || { echo "stopped by the limit: $job goes on next time"; break; }
+      echo "failed ($code): $job" >&2
+      status=1
+      ;;
   esac
 done
+if [ -n "$ARCHIVE" ] && [ "${1:-}" != --list ]; then tar -cf "$ARCHIVE" -C "$RESULTS" .; fi
 exit $status

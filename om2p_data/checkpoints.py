@@ -42,7 +42,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def _take_out(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().contiguous().clone()
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {_TENSOR: name}
     if isinstance(value, Mapping):
         return {"items": {str(key): _take_out(item, f"{name}/{key}", tensors) for key, item in value.items()}}

@@ -77,7 +77,8 @@ class StackedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, every: int = 1) -> Tensor:
         """x [K, B, F] -> [K, B, F]; `every` as in `StackedLinear`."""
-        return torch.addcmul(self.bias[::every], F.layer_norm(x, x.shape[-1:]), self.weight[::every])
+        weight, bias = (self.weight, self.bias) if every == 1 else (self.weight[::every], self.bias[::every])
+        return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:]), weight)
 
 
 class Kernels(abc.ABC):

@@ -211,14 +211,15 @@ class _Mixture:
         # Whatever the units of the observations are, every component is to weigh the same.
         mean, scale = statistics(data.obs, True)
         self._mean, self._scale = mean.repeat(teams, 1, 1), scale.repeat(teams, 1, 1)
-        self._net = StackedMLP(
-            teams * agents,
-            data.obs.shape[-1],
-            data.actions.shape[-1],
-            _HIDDEN,
-            Activation.RELU,
-            generator=self._streams.generators[0],
-        ).to(device)
+        with device:
+            self._net = StackedMLP(
+                teams * agents,
+                data.obs.shape[-1],
+                data.actions.shape[-1],
+                _HIDDEN,
+                Activation.RELU,
+                generator=self._streams.generators[0],
+            )
         self._optimizer = torch.optim.Adam(self._net.parameters(), _LEARNING_RATE, fused=True)
         self._likely = F.one_hot(labels, teams).float()  # [E, C]
         self._aside = torch.zeros_like(labels, dtype=torch.bool)

@@ -36,6 +36,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
+        self._latest: torch.cuda.CUDAGraph | None = None
 
     def warm_up(self, work: Callable[[], T]) -> T:
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -46,13 +47,13 @@ class CudaGraphs:
 
     def record(self, work: Callable[[], T], generators: Sequence[torch.Generator]) -> tuple[Callable[[], object], T]:
         graph = torch.cuda.CUDAGraph()
-        # Newer versions of PyTorch find the generators themselves, and deprecate saying so.
-        register = getattr(graph, "register_generator_state", None)
-        if register is not None and _RELEASE < (2, 12):
+        if _RELEASE < (2, 14):  # newer ones find the generators themselves, and warn of each call
             for generator in generators:
-                register(generator)
+                graph.register_generator_state(generator)
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             recorded = work()
+        # A pool lives as long as one of its graphs: between two stages, whose graphs share it, there would be none.
+        self._latest = graph
         return graph.replay, recorded
 
 

@@ -15,19 +15,22 @@ from om2p_data.recipe import Record
 
 
 class Precision(enum.Enum):
-    """Of the factors in matrix products; sums are float32 always."""
+    """Of the factors in matrix products; sums are float32 always. On a GPU, products in bf16 are rounded to it too."""
 
     FULL = "full"  # float32
     TF32 = "tf32"  # 10 bits of mantissa, where the device has it
     BF16 = "bf16"  # 7 bits, where the device has it
 
     @contextlib.contextmanager
-    def of_products(self) -> Iterator[None]:
-        """Within the block, float32 matrix products are computed so."""
+    def of_products(self, device: torch.device) -> Iterator[None]:
+        """Within the block, float32 matrix products on the device are computed so."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision({"full": "highest", "tf32": "high", "bf16": "medium"}[self.value])
         try:
-            yield
+            # "medium" is bf16 on a CPU only. No cast is kept: weights change within the block.
+            cast = self is Precision.BF16 and device.type == "cuda"
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if cast else contextlib.nullcontext():
+                yield
         finally:
             torch.set_float32_matmul_precision(before)
 
@@ -62,6 +65,8 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         first = re.split(r"\. |\n", str(error))[0] or type(error).__name__  # PyTorch goes on for pages
         raise UserError(f"device {name!r} cannot be used: {first}; 'cpu' always can") from None
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # streams, graphs and their memory are of the current one
     return device
 
 

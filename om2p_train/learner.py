@@ -95,7 +95,7 @@ class Learner:
             they hold until the next call. A loss that is not trained now is 0.
         """
         stage, left = self._stage()
-        with self._compute.precision.of_products():
+        with self._compute.precision.of_products(self._streams.device):
             count, losses = self._launch(stage, min(most, left)) if self._graphs else (1, self._take(stage))
         self.updates += count
         return losses

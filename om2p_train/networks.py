@@ -31,11 +31,12 @@ class NetworkConfig(Record):
 
 def per_seed(streams: SeedStreams, build: Callable[[torch.Generator], N]) -> N:
     """One network a seed, initialised from its own stream, joined along the leading dimension."""
-    networks = [build(generator) for generator in streams.generators]
+    with streams.device:  # a generator fills tensors of its own device only
+        networks = [build(generator) for generator in streams.generators]
     joined = networks[0]
     for name, parameter in joined.named_parameters():
         parameter.data = torch.cat([network.get_parameter(name).data for network in networks])
-    return joined.to(streams.device)
+    return joined
 
 
 class TwinCritic(nn.Module):

@@ -66,9 +66,10 @@ def measure(device: str, precision: Precision) -> Machine:
     """Rates of this machine's device, on as many threads as PyTorch has."""
     kind = torch.device(device).type
     side, copied = _SIDE[kind], _COPIED[kind]
-    a, b = torch.randn(2, side, side, device=device)
+    half = precision is Precision.BF16 and kind == "cuda"
+    a, b = torch.randn(2, side, side, device=device).to(torch.bfloat16 if half else torch.float32)
     product = torch.empty_like(a)
-    with precision.of_products():
+    with precision.of_products(torch.device(device)):
         flops = 2 * side**3 / _seconds(lambda: torch.mm(a, b, out=product), device)
     source = torch.ones(copied, device=device)
     target = torch.empty_like(source)

@@ -33,6 +33,8 @@ from om2p_train.streams import EVALUATION, SeedStreams
 _TRANSITIONS = 100_000  # of the made-up data; the memory they take is counted apart
 _PAPER_EVERY, _PAPER_EPISODES = 100, 10  # the paper's evaluation load: so many episodes every so many updates
 _MEMORY_UPDATES = 20
+_UPDATES = 1_000  # more than a launch may take
+_LAUNCHES, _UPDATES_OF_PEERS = 5, 20  # until an accelerator is waited for
 _PEAK = Path("/proc/self/clear_refs")
 _BATCHES = (1, 1000)  # environments that one joint action is for
 
@@ -171,17 +173,17 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _updates_of(learner: Learner, device: str) -> Callable[[], int]:
     def loop() -> int:
         before = learner.updates
-        for _ in range(_at_a_time(device)):
-            learner.update(_at_a_time(device))
+        for _ in range(_between_waits(device, _LAUNCHES)):
+            learner.update(_UPDATES)
         _wait(device)
         return learner.updates - before
 
     return loop
 
 
-def _at_a_time(device: str) -> int:
-    """Updates between two looks at the clock; waiting for an accelerator each time would be counted as work."""
-    return 1 if device == "cpu" else 20
+def _between_waits(device: str, most: int) -> int:
+    """Calls between two looks at the clock; waiting for an accelerator each time would be counted as work."""
+    return 1 if device == "cpu" else most
 
 
 def _peers(setting: Any, dataset: Dataset, device: str) -> Iterator[tuple[str, Callable[[], int]]]:
@@ -190,9 +192,10 @@ def _peers(setting: Any, dataset: Dataset, device: str) -> Iterator[tuple[str, C
     plain = PlainTeam(setting, {name: torch.from_numpy(values).to(device) for name, values in data.items()})
 
     def loop() -> int:
-        plain.update()
+        for _ in range(count := _between_waits(device, _UPDATES_OF_PEERS)):
+            plain.update()
         _wait(device)
-        return 1
+        return count
 
     yield "plain", loop
     if importlib.util.find_spec("jax") is None:
@@ -207,10 +210,10 @@ def _peers(setting: Any, dataset: Dataset, device: str) -> Iterator[tuple[str, C
     team = JaxTeam(setting, data)
 
     def compiled() -> int:
-        for _ in range(_at_a_time(device)):
+        for _ in range(count := _between_waits(device, _UPDATES_OF_PEERS)):
             team.update()
         team.wait()
-        return _at_a_time(device)
+        return count
 
     yield "jax", compiled
 
@@ -248,7 +251,7 @@ def _memory(case: Case, scale: Scale) -> float | None:
     if case.device == "cpu" and not _PEAK.exists():
         return None
     words = [sys.executable, "-m", "om2p_train.bench.measure", case.recipe, case.task, str(case.seeds), case.device]
-    found = subprocess.run([*words, scale.value, *case.settings], check=True, capture_output=True, text=True)
+    found = subprocess.run([*words, scale.value, *case.settings], check=True, stdout=subprocess.PIPE, text=True)
     return float(found.stdout.split()[-1])
 
 
@@ -271,6 +274,8 @@ def memory_of(case: Case, scale: Scale) -> float:
         return max(0.0, _peak_mb() - before - _transitions_mb(dataset))
     _, learner = learner_of(case, recipe, dataset)
     data = torch.cuda.memory_allocated()  # the data and the weights
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()  # what loading took for a moment is no learner's
     weights = sum(value.nbytes for value in learner.state()["weights"].values())
     while learner.updates < _MEMORY_UPDATES:
         learner.update(_MEMORY_UPDATES - learner.updates)

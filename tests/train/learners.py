@@ -38,10 +38,12 @@ def load(name: str, *settings: str, updates: int = 100) -> config.TrainRecipe:
 
 
 def make_algorithm(name: str, dataset: Dataset, seeds: list[int], *settings: str, device: str = "cpu") -> Algorithm:
-    recipe = load(name, *settings)
+    return algorithm_of(load(name, *settings), dataset, SeedStreams(seeds, INITIALISATION, device))
+
+
+def algorithm_of(recipe: config.TrainRecipe, dataset: Dataset, streams: SeedStreams) -> Algorithm:
     teams = recipe.data.behavior_teams
     team = Team.of(dataset.environment.spec, teams if isinstance(teams, int) else 0)
-    streams = SeedStreams(seeds, INITIALISATION, device)
     return algorithms.find(recipe.algorithm)(team, recipe.network, recipe.options, streams)
 
 

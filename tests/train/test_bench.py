@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -51,7 +52,7 @@ def test_a_machine_has_rates():
 def queue(tmp_path):
     def run(*words: str, **settings: str) -> subprocess.CompletedProcess:
         environment = os.environ | {"DEVICE": "cpu", "SCALE": "cpu", "PYTHON": sys.executable}
-        environment |= {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), **settings}
+        environment |= {"RESULTS": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), **settings}
         script = ROOT / "benchmarks" / "gpu_queue.sh"
         return subprocess.run([script, *words], env=environment, capture_output=True, text=True, check=False)
 
@@ -68,14 +69,34 @@ def test_the_queue_does_every_job_once(queue, tmp_path):
     assert "== " not in queue(JOBS=jobs).stdout
     listed = queue("--list").stdout.splitlines()
     assert "done     profile-om2p" in listed
-    assert "waiting  bench-cn" in listed
+    assert "waiting  bench-cn-om2p" in listed
 
 
 def test_the_queue_stops_at_its_limit(queue, tmp_path):
     result = queue(LIMIT="10")
     assert result.returncode == 0
-    assert "out of time before tests" in result.stdout
+    assert "out of time before imports" in result.stdout
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_results_travel_in_an_archive(queue, tmp_path):
+    """What a machine has done in one folder is done for another one that is given the archive."""
+    archive, jobs = str(tmp_path / "results.tar"), "imports profile-om2p"
+    (tmp_path / "first").mkdir()
+    first = queue(JOBS=jobs, ARCHIVE=archive, RESULTS=str(tmp_path / "first"))
+    assert first.returncode == 0, first.stderr
+    assert "torch " in (tmp_path / "first" / "imports.txt").read_text()
+    second = queue(JOBS=jobs, ARCHIVE=archive)
+    assert "== " not in second.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"imports.txt", "profile-om2p.txt"}
+
+
+def test_the_queue_needs_no_installation(queue, tmp_path):
+    """The version of a project that is not installed comes from its own file."""
+    assert queue("--list").returncode == 0
+    (info,) = (tmp_path / "work" / "path").glob("om2p-*.dist-info")
+    (found,) = importlib.metadata.distributions(path=[str(info.parent)])
+    assert (found.name, found.version) == ("om2p", importlib.metadata.version("om2p"))
 
 
 def test_a_job_that_is_none_is_named(queue):

@@ -135,6 +135,20 @@ def test_a_thousand_recorded_updates_are_a_thousand_single_ones(precision, rando
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_products_may_be_cast_to_bf16_as_a_gpu_has_it(name, random_dataset):
+    """By autocast: there is none of a GPU here, but the processor's casts the same products."""
+    losses = []
+    for cast in (False, True):
+        _, learner = recorded_learner(name, random_dataset, None, "compute.fused=false")
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast, cache_enabled=False):
+            losses.append([torch.stack(list(learner.update().values())) for _ in range(5)])
+    for one, other in zip(*losses, strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
+    assert not all(torch.equal(one, other) for one, other in zip(*losses, strict=True))
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_precision_is_set_for_updates_only(precision, random_dataset, monkeypatch):
     _, learner = recorded_learner("om2p", random_dataset, None, f"compute.precision='{precision}'")
