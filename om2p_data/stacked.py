@@ -149,13 +149,14 @@ class StackedMLP(nn.Module):
             and not (every > 1 and any(parameter.requires_grad for parameter in self.parameters()))
         ):
             return self.kernels.value(self, x, every, share)
+        given = x.dtype  # products may be cast to fewer bits, but what is made of the result is not
         if share > 1:
             x = x.repeat_interleave(share, 0)
         for index, layer in enumerate(self.hidden_layers):
             x = self.activation(layer(x, every))
             if self.norms is not None:
                 x = self.norms[index](x, every)
-        return self.output_layer(x, every)
+        return self.output_layer(x, every).to(given)
 
     def forward_with_tangent(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
         """Value at x and, without gradient, the derivative in the direction dx: forward mode written out.
@@ -173,6 +174,7 @@ class StackedMLP(nn.Module):
             raise ValueError("forward_with_tangent is for networks without layer norm")
         if self.kernels is not None and dx.shape == x.shape and self.kernels.take(self, x, 1, 1):
             return self.kernels.value_and_tangent(self, x, dx)
+        given = x.dtype
         for layer in self.hidden_layers:
             z = layer(x)
             with torch.no_grad():
@@ -180,7 +182,7 @@ class StackedMLP(nn.Module):
             x = self.activation(z)
         with torch.no_grad():
             dx = torch.bmm(dx, self.output_layer.weight)
-        return self.output_layer(x), dx
+        return self.output_layer(x).to(given), dx.to(given)
 
 
 @torch.no_grad()

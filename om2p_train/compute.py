@@ -15,7 +15,7 @@ from om2p_data.recipe import Record
 
 
 class Precision(enum.Enum):
-    """Of the factors in matrix products; sums are float32 always. On a GPU, products in bf16 are rounded to it too."""
+    """Of the factors in matrix products; sums are float32 always. On a GPU, bf16 rounds hidden layers' outputs too."""
 
     FULL = "full"  # float32
     TF32 = "tf32"  # 10 bits of mantissa, where the device has it

@@ -115,7 +115,7 @@ def load(
         settings: overrides, `"options.eta=0.5"`.
 
     Raises:
-        UserError: no such recipe, unknown key, wrong type, impossible value.
+        UserError: no such recipe, unknown key, wrong type, impossible value or combination.
     """
     files = _with_bases(source)
     scale = _scale(files[-1], scale)
@@ -132,7 +132,7 @@ def load(
         raise UserError(f"{label}: key 'algorithm' is missing; valid: {', '.join(algorithms.ALGORITHMS)}")
     name = _name(named[-1], "algorithm", label)
     algorithm = algorithms.find(name)
-    return TrainRecipe(
+    resolved = TrainRecipe(
         name=name_of(source),
         scale=scale,
         algorithm=name,
@@ -144,6 +144,8 @@ def load(
         options=recipe.fill(algorithm.options_type, layers.get("options", {}), label, "options"),
         settings=tuple(settings),
     )
+    resolved.options.check(resolved.compute.precision)
+    return resolved
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,10 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [K, B, I] -> [K, B, O]."""
+        given = x.dtype
         for layer, skip in zip(self.layers, self.skips, strict=True):
             x = skip(x) + self.activation(layer(x))
-        return self.output_layer(x)
+        return self.output_layer(x).to(given)
 
 
 class FourierTime(nn.Module):

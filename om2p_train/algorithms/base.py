@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from om2p_data.errors import UserError
 from om2p_data.recipe import Record
 from om2p_train.batches import Batch, Transitions
+from om2p_train.compute import Precision
 from om2p_train.networks import NetworkConfig, TwinCritic
 from om2p_train.streams import SeedStreams
 from om2p_train.team import ActionSpace, Team
@@ -33,6 +34,13 @@ class NormalizeQ(enum.Enum):
 
 class Options(Record):
     """Base of every algorithm's own options (the `[options]` table of its recipe)."""
+
+    def check(self, precision: Precision) -> None:
+        """Turn away what means nothing when factors of products have so few bits.
+
+        Raises:
+            UserError: it is turned away.
+        """
 
 
 @dataclass(frozen=True)

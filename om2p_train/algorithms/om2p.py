@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
+from om2p_data.errors import UserError
 from om2p_train.actors import BestOfFlowActor, FlowActor, OneStep
 from om2p_train.algorithms.base import (
     Algorithm,
@@ -24,6 +25,7 @@ from om2p_train.algorithms.base import (
     temporal_difference_loss,
 )
 from om2p_train.batches import Batch
+from om2p_train.compute import Precision
 from om2p_train.flows import (
     Derivative,
     TimeDistribution,
@@ -64,6 +66,13 @@ class OM2POptions(Options):
         if self.bc_weight == 0 and self.eta == 0:
             raise ValueError("bc_weight and eta are both 0: nothing would train the actor")
         return self
+
+    def check(self, precision: Precision) -> None:
+        if self.derivative is Derivative.FINITE_DIFFERENCE and precision is not Precision.FULL:
+            raise UserError(
+                f"options.derivative = 'finite-difference' with compute.precision = {precision.value!r}: rounding is "
+                "as large as the step, so the derivative means nothing; use derivative = 'exact', or precision = 'full'"
+            )
 
 
 class OM2P(Algorithm):

@@ -19,6 +19,7 @@ from om2p_train.algorithms.base import NormalizeQ
 from om2p_train.batches import Transitions
 from om2p_train.bench.plain import Setting
 from om2p_train.capture import CudaGraphs
+from om2p_train.compute import usable_device
 from om2p_train.config import Scale, TrainRecipe
 from om2p_train.learner import Learner
 from om2p_train.streams import INITIALISATION, SAMPLING, SeedStreams
@@ -89,7 +90,7 @@ def made_up(task_name: str, transitions: int) -> Dataset:
 
 def learner_of(case: Case, recipe: TrainRecipe, dataset: Dataset) -> tuple[Algorithm, Learner]:
     """A learner that is ready to take updates."""
-    device, seeds = torch.device(case.device), range(case.seeds)
+    device, seeds = usable_device(case.device), range(case.seeds)
     initial = SeedStreams(seeds, INITIALISATION, device)
     wanted = recipe.data.behavior_teams
     teams = wanted if isinstance(wanted, int) else 0  # nobody made these data: there are no teams to find

@@ -34,7 +34,7 @@ _TRANSITIONS = 100_000  # of the made-up data; the memory they take is counted a
 _PAPER_EVERY, _PAPER_EPISODES = 100, 10  # the paper's evaluation load: so many episodes every so many updates
 _MEMORY_UPDATES = 20
 _UPDATES = 1_000  # more than a launch may take
-_LAUNCHES, _UPDATES_OF_PEERS = 5, 20  # until an accelerator is waited for
+_BETWEEN_WAITS, _BETWEEN_WAITS_OF_PEERS = 50, 20  # updates until an accelerator is waited for
 _PEAK = Path("/proc/self/clear_refs")
 _BATCHES = (1, 1000)  # environments that one joint action is for
 
@@ -173,7 +173,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _updates_of(learner: Learner, device: str) -> Callable[[], int]:
     def loop() -> int:
         before = learner.updates
-        for _ in range(_between_waits(device, _LAUNCHES)):
+        while learner.updates - before < _between_waits(device, _BETWEEN_WAITS):
             learner.update(_UPDATES)
         _wait(device)
         return learner.updates - before
@@ -182,7 +182,7 @@ def _updates_of(learner: Learner, device: str) -> Callable[[], int]:
 
 
 def _between_waits(device: str, most: int) -> int:
-    """Calls between two looks at the clock; waiting for an accelerator each time would be counted as work."""
+    """Updates between two looks at the clock; waiting for an accelerator each time would be counted as work."""
     return 1 if device == "cpu" else most
 
 
@@ -192,7 +192,7 @@ def _peers(setting: Any, dataset: Dataset, device: str) -> Iterator[tuple[str, C
     plain = PlainTeam(setting, {name: torch.from_numpy(values).to(device) for name, values in data.items()})
 
     def loop() -> int:
-        for _ in range(count := _between_waits(device, _UPDATES_OF_PEERS)):
+        for _ in range(count := _between_waits(device, _BETWEEN_WAITS_OF_PEERS)):
             plain.update()
         _wait(device)
         return count
@@ -210,7 +210,7 @@ def _peers(setting: Any, dataset: Dataset, device: str) -> Iterator[tuple[str, C
     team = JaxTeam(setting, data)
 
     def compiled() -> int:
-        for _ in range(count := _between_waits(device, _UPDATES_OF_PEERS)):
+        for _ in range(count := _between_waits(device, _BETWEEN_WAITS_OF_PEERS)):
             team.update()
         team.wait()
         return count
@@ -278,7 +278,7 @@ def memory_of(case: Case, scale: Scale) -> float:
     torch.cuda.reset_peak_memory_stats()  # what loading took for a moment is no learner's
     weights = sum(value.nbytes for value in learner.state()["weights"].values())
     while learner.updates < _MEMORY_UPDATES:
-        learner.update(_MEMORY_UPDATES - learner.updates)
+        learner.update(_UPDATES)  # launches of as many as are launched at once
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_reserved() - data + weights) / 1e6
 

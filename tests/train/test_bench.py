@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from om2p_data.recipe import bundled
 from om2p_train.bench import limits
 from om2p_train.bench.cases import Case, made_up
 from om2p_train.compute import Precision
@@ -97,6 +99,60 @@ def test_the_queue_needs_no_installation(queue, tmp_path):
     (info,) = (tmp_path / "work" / "path").glob("om2p-*.dist-info")
     (found,) = importlib.metadata.distributions(path=[str(info.parent)])
     assert (found.name, found.version) == ("om2p", importlib.metadata.version("om2p"))
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """An interpreter that notes what it is asked for, makes the files that are wanted, and a checkpoint at TERM."""
+    path = tmp_path / "python"
+    path.write_text(
+        f"""#!/usr/bin/env bash
+        echo "$*" >> {tmp_path}/asked
+        trap 'sleep 1; echo checkpoint; exit 143' TERM
+        for word; do case $word in *.json | *.txt) echo > "$word" ;; esac; done
+        [[ $* != *" run --dataset"* || -z "${{SLOW:-}}" ]] || {{ sleep 60 & wait; }}
+        """
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_every_job_asks_for_what_there_is(queue, stand_in, tmp_path):
+    result = queue(PYTHON=str(stand_in), SCALE="paper", DEVICE="cuda")
+    assert (result.returncode, result.stderr) == (0, "")
+    listed = queue("--list", SCALE="paper", DEVICE="cuda").stdout.splitlines()
+    assert len(listed) > 60
+    assert all(line.startswith("done ") for line in listed)
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    benches = [words for words in asked if "bench" in words and "--env" in words]
+    assert len(benches) > 20
+    for words in benches:
+        values = dict(itertools.pairwise(words))
+        settings = (values["--set"],) if "--set" in values else ()
+        Case(values["--recipes"], values["--env"], 1, settings, "cuda").resolve(Scale.PAPER)
+    cells = [words for words in asked if "--algo" in words]
+    assert {words[words.index("--algo") + 1] for words in cells} <= set(bundled("train"))
+    tasks = ("cooperative-navigation", "halfcheetah-2x3")
+    wanted = {f"om2p/{task}/{tier}-v0" for task in tasks for tier in ("medium", "expert")}
+    assert {words[words.index("--dataset") + 1] for words in cells} == wanted
+
+
+def test_what_the_limit_stops_writes_its_checkpoint(queue, stand_in):
+    """The shell around it does not leave before it."""
+    result = queue(PYTHON=str(stand_in), JOBS="cell-cn-medium-omar", LIMIT="22", SLOW="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1:] == [
+        "checkpoint",
+        "stopped by the limit: cell-cn-medium-omar goes on next time",
+    ]
+
+
+def test_jobs_that_were_tried_wait_for_the_others(queue, stand_in, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".imports.tried").touch()
+    listed = queue("--list").stdout.splitlines()
+    assert listed[0].split() == ["waiting", "tests"]
+    assert listed[-1].split() == ["waiting", "imports"]
 
 
 def test_a_job_that_is_none_is_named(queue):

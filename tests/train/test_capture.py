@@ -142,9 +142,9 @@ def test_products_may_be_cast_to_bf16_as_a_gpu_has_it(name, random_dataset):
     for cast in (False, True):
         _, learner = recorded_learner(name, random_dataset, None, "compute.fused=false")
         with torch.autocast("cpu", torch.bfloat16, enabled=cast, cache_enabled=False):
-            losses.append([torch.stack(list(learner.update().values())) for _ in range(5)])
+            losses.append([value for _ in range(5) for value in learner.update().values()])
     for one, other in zip(*losses, strict=True):
-        assert other.dtype == torch.float32
+        assert other.dtype == torch.float32  # what is made of products is not cast
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
     assert not all(torch.equal(one, other) for one, other in zip(*losses, strict=True))
 
@@ -163,6 +163,14 @@ def test_precision_is_set_for_updates_only(precision, random_dataset, monkeypatc
     learner.update()
     assert during == [{"tf32": "high", "bf16": "medium"}[precision]]
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_finite_differences_ask_for_full_precision(precision):
+    wanted = ("options.derivative='finite-difference'", f"compute.precision='{precision}'")
+    with pytest.raises(UserError, match=f"'finite-difference' with compute.precision = '{precision}'"):
+        load("om2p", *wanted)
+    load("om2p", wanted[0])
 
 
 def test_unknown_precision_is_refused():

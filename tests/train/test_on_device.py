@@ -50,7 +50,7 @@ def meta_streams(purpose: int) -> SeedStreams:
 
 @pytest.fixture(autouse=True)
 def _adam(monkeypatch):
-    # The fused one has no meta kernel; steps are counted on the device, as where an update is recorded.
+    # The fused one has no meta kernel.
     monkeypatch.setattr(learning, "_adam", lambda module, rate: Adam(module.parameters(), rate, foreach=True))
 
 
