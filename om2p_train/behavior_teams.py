@@ -50,6 +50,7 @@ _MOST = 7
 # Nobody has acted yet where an episode begins. If the most similar beginnings are of the same of two teams by so many
 # standard errors more often than chance has it, then the world makes the difference, and not who plays.
 _BY_CHANCE, _BEGINNINGS = 4.0, 4_096
+_NEARLY_ALL = 0.9
 # A team is acted as by the least that its return is likely to be: of a hundred episodes some are always lucky.
 _LEAST_SHARE, _LEAST_EPISODES, _STANDARD_ERRORS = 0.01, 5, 2.0
 # What judging holds of a layer at a time: on a processor as much as its cache does.
@@ -358,7 +359,9 @@ def _mixed_up(distances: Tensor, first: Tensor) -> bool:
     expected = share**2 + (1.0 - share) ** 2
     # Twice the variance of independent trials: two that are nearest to each other count twice.
     error = math.sqrt(2.0 * expected * (1.0 - expected) / len(first))
-    return float(alike.mean()) <= expected + _BY_CHANCE * error
+    # Of few points so many errors are more than there can be, yet that nearly all are so is no chance either.
+    most = expected + min(_BY_CHANCE * error, _NEARLY_ALL * (1.0 - expected))
+    return float(alike.mean()) <= most
 
 
 def _number(value: float) -> float | None:

@@ -146,6 +146,18 @@ def test_two_ways_of_one_team_are_seen_beside_another_team():
     assert not behavior_teams._begins_alike(data, torch.from_numpy(three), every)
 
 
+@pytest.mark.parametrize(("ones", "others"), [(10, 10), (16, 16), (10, 90), (400, 400)])
+def test_few_episodes_are_enough_to_see_that_beginnings_differ(ones, others):
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [ones, others])
+    for apart, alike in ((3.0, False), (0.0, True)):
+        begins = rng.standard_normal((len(labels), 1, 2, 2)) + apart * labels[:, None, None, None]
+        obs, count = np.repeat(begins, 2, 1), len(labels)
+        data = Transitions(toy_dataset(obs, np.zeros((count, 1, 2, 1)), np.zeros((count, 1, 2)), terminal=True))
+        every = torch.arange(count)
+        assert behavior_teams._begins_alike(data, torch.from_numpy(labels).long(), every) is alike
+
+
 @pytest.mark.parametrize(("of_the_world", "teams"), [(True, 1), (False, 2)])
 def test_where_the_world_makes_the_difference_there_are_no_teams(of_the_world, teams):
     """Nobody has acted yet where an episode begins: what already differs there is not who plays."""
